@@ -1,0 +1,35 @@
+"""Every error that the kit raises on purpose.
+
+    KitError                    catch this one to catch them all
+    ├── SettingsError           an argument or option that cannot work          (also a ValueError)
+    ├── DataError               a folder, image or mask that cannot be used     (also a ValueError)
+    ├── WeightsError            network weights not found or not usable         (also a RuntimeError)
+    ├── ModelError              a saved model that cannot be opened or used     (also a RuntimeError)
+    └── ResultsError            a results folder that cannot be written or read (also an OSError)
+
+Each message is one sentence: what is wrong, with the value or the file, and what to do about it.
+"""
+
+
+class KitError(Exception):
+    """Base of the kit's errors."""
+
+
+class SettingsError(KitError, ValueError):
+    """An argument or option that cannot work."""
+
+
+class DataError(KitError, ValueError):
+    """A folder, image or mask that cannot be used."""
+
+
+class WeightsError(KitError, RuntimeError):
+    """Network weights that were not found or cannot be used."""
+
+
+class ModelError(KitError, RuntimeError):
+    """A saved model that cannot be opened, or not with these settings."""
+
+
+class ResultsError(KitError, OSError):
+    """A results folder that cannot be written or read."""
