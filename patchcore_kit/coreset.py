@@ -1,0 +1,148 @@
+"""Patch rows (N, D) -> indices (k,) of the rows that the memory bank keeps.
+
+The samplers go by the reference's names. Greedy k-center (the paper's Algorithm 1) starts from some distance of every
+row to "what is already covered", and k times takes the row farthest from it, whose neighbours are then covered too.
+The two greedy samplers differ in the start only: `greedy_coreset` from the norm of a row of the N x N distance
+matrix, `approx_greedy_coreset` from the mean distance to ten random rows, which are not themselves in the set.
+"""
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from patchcore_kit.errors import SettingsError
+
+SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
+CANDIDATES = 1024  # rows considered in one pass; a pass keeps 300 to 700 of them on real features
+BLOCK = 1024  # rows compared with a pass's choices at a time: the distances then stay in the processor's cache
+
+
+def select(
+    features: torch.Tensor,
+    sampler: str = "approx_greedy_coreset",
+    percentage: float = 0.1,
+    *,
+    projection: int | None = 128,
+    seed: int = 0,
+    progress: bool = True,
+) -> np.ndarray:
+    """(N, D) -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
+
+    The greedy samplers compare rows in a random projection to `projection` dimensions, as the reference does, or as
+    they are with None. `identity` keeps every row, in order; `random` draws without replacement.
+
+    Raises SettingsError for an unknown sampler, a percentage outside (0, 1], or one that would keep no row.
+    """
+    n = len(features)
+    if sampler not in SAMPLERS:
+        raise SettingsError(f"unknown sampler {sampler!r}: there are {', '.join(SAMPLERS)}")
+    if sampler == "identity":
+        return np.arange(n)
+    if not 0 < percentage <= 1:
+        raise SettingsError(f"percentage is {percentage}: it must be above 0 and at most 1 (0.1 keeps a tenth)")
+    k = int(n * percentage)
+    if k == 0:
+        raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
+    if sampler == "random":
+        return np.random.default_rng(seed).choice(n, k, replace=False)
+    if projection is not None and features.shape[1] != projection:
+        features = project(features, projection, seed)
+    if sampler == "greedy_coreset":
+        return _k_center(features, k, _matrix_row_norms(features), progress)
+    return greedy_coreset(features, k, seed=seed, progress=progress)
+
+
+def project(features: torch.Tensor, dimension: int, seed: int = 0) -> torch.Tensor:
+    """(N, D) -> (N, dimension): the reference's random projection, an untrained linear layer without bias.
+
+    Its weights are uniform in +-1/sqrt(D). The rows are centred, which leaves their distances as they are and makes
+    them more exact: they are computed from norms and products, whose large common part would cancel.
+    """
+    d = features.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5
+    projected = features @ weight.to(features.device, features.dtype)
+    return projected.sub_(projected.mean(0))
+
+
+def greedy_coreset(
+    features: torch.Tensor | np.ndarray,
+    k: int,
+    start_points: np.ndarray | None = None,
+    seed: int = 0,
+    *,
+    progress: bool = True,
+) -> np.ndarray:
+    """(N, D) -> (k,) indices in order of choice: the reference's `approx_greedy_coreset`, exactly, unprojected.
+
+    The first distances are the mean Euclidean ones to `start_points` (indices; ten are drawn by `seed` if None).
+    No row is chosen twice.
+
+    Raises SettingsError unless 1 <= k <= N.
+    """
+    features = torch.as_tensor(features)
+    if start_points is None:
+        start_points = np.random.default_rng(seed).choice(len(features), min(10, len(features)), replace=False)
+    starts = features[torch.as_tensor(start_points, device=features.device)]
+    return _k_center(features, k, torch.cdist(features, starts).mean(1), progress)
+
+
+def _matrix_row_norms(features: torch.Tensor) -> torch.Tensor:
+    """(N, D) -> (N,): norms of the rows of the N x N matrix of Euclidean distances, without that matrix.
+
+    The squares of row i sum up to N |x_i|^2 - 2 x_i . sum_j x_j + sum_j |x_j|^2.
+    """
+    norms = features.double().square().sum(1)
+    products = (features @ features.sum(0)).double()
+    return (len(features) * norms - 2 * products + norms.sum()).clamp(min=0).sqrt().to(features.dtype)
+
+
+@torch.inference_mode()
+def _k_center(features: torch.Tensor, k: int, distances: torch.Tensor, progress: bool) -> np.ndarray:
+    """Greedy k-center from the given distances (N,): k times the farthest row, then every distance is updated.
+
+    The same choices as one row at a time, but many rows in one pass over the data. Of the B + 1 farthest rows, the
+    last one's distance bounds all rows outside the first B, and distances only shrink. So as long as the farthest of
+    the B is beyond that bound it is the farthest of all, and only the B x B distances among them are needed to go on.
+    """
+    n = len(features)
+    if not 1 <= k <= n:
+        raise SettingsError(f"cannot choose {k} of {n} rows: give a number from 1 to {n}")
+    norms = features.square().sum(1)
+    # the squared distance to the nearest choice c is |x|^2 + 2 min_c(|c|^2 / 2 - x.c); `least` holds that minimum
+    least = (distances.square() - norms) / 2
+    products = torch.empty(BLOCK * CANDIDATES, device=features.device)
+    chosen = []
+    with tqdm(total=k, desc=f"coreset: {k} of {n} patches", leave=False, disable=not progress) as bar:
+        while len(chosen) < k:
+            farthest, rows = torch.topk(norms + 2 * least, min(CANDIDATES + 1, n))
+            bound = float(farthest[-1]) if len(rows) < n else -np.inf
+            rows = rows[:CANDIDATES]
+            picks = rows[_greedy_within(features[rows], norms[rows], farthest[:CANDIDATES], bound, k - len(chosen))]
+            centres, bias = features[picks].T, norms[picks] / 2
+            for start in range(0, n, BLOCK):
+                block = slice(start, min(start + BLOCK, n))
+                out = products[: (block.stop - start) * len(picks)].view(-1, len(picks))
+                torch.addmm(bias, features[block], centres, alpha=-1, out=out)
+                torch.minimum(least[block], out.amin(1), out=least[block])
+            least[picks] = -np.inf
+            chosen += picks.tolist()
+            bar.update(len(picks))
+    return np.array(chosen)
+
+
+def _greedy_within(
+    rows: torch.Tensor, norms: torch.Tensor, distances: torch.Tensor, bound: float, limit: int
+) -> torch.Tensor:
+    """Positions of up to `limit` greedy choices among the candidates, while the farthest is at least at `bound`."""
+    between = torch.addmm(norms[:, None] + norms, rows, rows.T, alpha=-2).cpu().numpy()
+    distances = distances.cpu().numpy().copy()
+    picks = []
+    while len(picks) < min(limit, len(rows)):
+        i = int(distances.argmax())
+        if picks and distances[i] < bound:
+            break
+        picks.append(i)
+        np.minimum(distances, between[i], out=distances)
+        distances[picks] = -np.inf
+    return torch.tensor(picks, device=rows.device)

@@ -1,0 +1,143 @@
+"""Feature maps [(B, C, h, w), ...] -> patch rows (B*H*W, D), the vectors that PatchCore compares.
+
+The reference gathers the p x p neighbourhood of every cell (9 copies of the maps), resizes the copies of deeper
+layers to the first layer's grid, averages each layer's C*p*p values down to `pretrain_embed_dimension`, and the
+layers' together down to `target_embed_dimension`. All of that is linear, and averaging over a neighbourhood commutes
+with resizing. So here each layer is one small convolution on its own grid, whose weights are the product of the two
+averages, and then one resize of the result: the same numbers, without the copies.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+
+from patchcore_kit.backbones import Backbone
+from patchcore_kit.errors import SettingsError
+
+GROUP_CHANNELS = 8  # channels that one group of the convolution reads; 4 to 16 measured equally fast
+
+
+class PatchEmbedding:
+    """The linear map from the feature maps of `channels` (C of each layer) to patch rows.
+
+    Raises SettingsError for dimensions or a patch size below 1.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        pretrain_embed_dimension: int = 1024,
+        target_embed_dimension: int = 1024,
+        patchsize: int = 3,
+        device: torch.device | str = "cpu",
+    ):
+        settings = {
+            "pretrain_embed_dimension": pretrain_embed_dimension,
+            "target_embed_dimension": target_embed_dimension,
+            "patchsize": patchsize,
+        }
+        for name, value in settings.items():
+            if not isinstance(value, int) or value < 1:
+                raise SettingsError(f"{name} is {value!r}: it must be a whole number from 1 on")
+        self.patchsize = patchsize
+        self.dimension = target_embed_dimension
+        merge = _averages(len(channels) * pretrain_embed_dimension, target_embed_dimension).tocsc()
+        self.layers = []
+        for i, c in enumerate(channels):
+            own = slice(i * pretrain_embed_dimension, (i + 1) * pretrain_embed_dimension)
+            matrix = merge[:, own] @ _averages(c * patchsize**2, pretrain_embed_dimension)  # (D, C*p*p)
+            self.layers.append(_LayerEmbedding(matrix, c, patchsize, device))
+
+    def grid(self, maps: Sequence[torch.Tensor]) -> tuple[int, int]:
+        """(H, W) of the patches: the first layer's cells (one fewer each way for an even patch size)."""
+        lost = self.patchsize - 1 - 2 * ((self.patchsize - 1) // 2)
+        return maps[0].shape[-2] - lost, maps[0].shape[-1] - lost
+
+    def __call__(self, maps: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+        """[(B, C, h, w) of each layer] -> (B*H*W, D), image by image, row by row; written into `out` if given."""
+        h, w = self.grid(maps)
+        rows = len(maps[0]) * h * w
+        if out is None:
+            out = torch.empty(rows, self.dimension, device=maps[0].device)
+        cells = out.view(len(maps[0]), h, w, self.dimension)
+        done = 0
+        for layer, x in zip(self.layers, maps, strict=True):
+            y = layer.convolve(x)  # (B, stop - start, h_l, w_l)
+            if y.shape[-2:] != (h, w):
+                y = F.interpolate(y, size=(h, w), mode="bilinear", align_corners=False)
+            y = y.permute(0, 2, 3, 1)
+            shared = done - layer.start  # a value averaged over the end of one layer and the start of the next
+            cells[..., layer.start : done] += y[..., :shared]
+            cells[..., done : layer.stop] = y[..., shared:]
+            done = layer.stop
+        return out
+
+
+class _LayerEmbedding:
+    """One layer's part of the embedding: a convolution in groups that fills the values `start` to `stop`.
+
+    Each value reads a few neighbouring channels only. So the values are cut into groups of equal length and each
+    group is given the equally many channels that it needs, which for the usual sizes are just consecutive blocks.
+    """
+
+    def __init__(self, matrix: scipy.sparse.spmatrix, channels: int, patchsize: int, device: torch.device | str):
+        entries = matrix.tocoo()
+        self.start, self.stop = int(entries.row.min()), int(entries.row.max()) + 1
+        self.groups = max(1, channels // GROUP_CHANNELS)
+        self.padding = (patchsize - 1) // 2
+        length = -(-(self.stop - self.start) // self.groups)
+        row, channel = entries.row - self.start, entries.col // patchsize**2
+        first, last = np.full(self.groups, channels), np.zeros(self.groups, dtype=int)
+        np.minimum.at(first, row // length, channel)
+        np.maximum.at(last, row // length, channel)
+        width = max(1, int((last - first).max()) + 1)
+        first = first.clip(0, channels - width)
+        weight = np.zeros((self.groups * length, width, patchsize**2), dtype=np.float32)
+        weight[row, channel - first[row // length], entries.col % patchsize**2] = entries.data
+        self.weight = torch.from_numpy(weight).unflatten(-1, (patchsize, patchsize)).to(device)
+        reads = (first[:, None] + np.arange(width)).ravel()
+        in_place = np.array_equal(reads, np.arange(channels))
+        self.reads = None if in_place else torch.from_numpy(reads).to(device)
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, stop - start, h', w')."""
+        if self.reads is not None:
+            x = x.index_select(1, self.reads)
+        y = F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
+        return y[:, : self.stop - self.start]
+
+
+def _averages(n: int, m: int) -> scipy.sparse.csr_matrix:
+    """(m, n): adaptive average pooling of n values to m; value i averages those from floor(i*n/m) to ceil((i+1)*n/m)."""
+    i = np.arange(m)
+    starts, stops = i * n // m, -((-(i + 1) * n) // m)
+    lengths = stops - starts
+    indptr = np.concatenate([[0], lengths.cumsum()])
+    indices = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - starts, lengths)
+    return scipy.sparse.csr_matrix((np.repeat(1 / lengths, lengths), indices, indptr), shape=(m, n))
+
+
+@torch.inference_mode()
+def embed(
+    backbone: Backbone,
+    images: torch.Tensor,
+    pretrain_embed_dimension: int = 1024,
+    target_embed_dimension: int = 1024,
+    patchsize: int = 3,
+) -> torch.Tensor:
+    """(B, 3, H, W), ImageNet-normalised -> (B*h*w, target_embed_dimension), the reference's features.
+
+    Rows come image by image, cell by cell of the first layer's grid; neighbourhoods are zero-padded.
+    """
+    embedding = PatchEmbedding(
+        backbone.channels,
+        pretrain_embed_dimension=pretrain_embed_dimension,
+        target_embed_dimension=target_embed_dimension,
+        patchsize=patchsize,
+        device=backbone.device,
+    )
+    return embedding(backbone(images.to(backbone.device)))
