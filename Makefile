@@ -1,13 +1,49 @@
-# Everything a person types. `make help` lists it.
+# Everything a person types. `make help` lists it. Needs Python 3.11 with venv, git, make and the package index.
+
 PYTHON ?= python3.11
 PIPENV_VERSION := 2026.10.3
-BIN := .venv/bin
+RUN := .venv/bin/python
+RUFF := .venv/bin/ruff
+# pipenv makes .venv here, whatever environment it is called from
 export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
-.venv/ready: Pipfile.lock pyproject.toml
+.DEFAULT_GOAL := help
+.PHONY: help workshop test sample-data lint benchmark lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+workshop: .venv/ready sample-data ## set up, train and evaluate every category of the sample data
+	$(RUN) bin/run_patchcore.py --resume --log_project step1 --log_group 0000 \
+	    --save_patchcore_model --save_predictions --save_segmentation_images experiments \
+	    patch_core -b resnet18 --weights random sampler dataset mvtec data/sample
+
+test: .venv/ready ## set up and run the tests
+	$(RUN) -m pytest
+
+sample-data: .venv/ready ## draw the built-in data set into data/sample
+	$(RUN) -c "import patchcore_kit as pk; pk.draw_sample_data('data/sample')"
+
+lint: .venv/ready ## check the code's style
+	$(RUFF) check .
+	$(RUFF) format --check .
+
+benchmark: .venv/ready ## time every stage beside the floor, on two cores (see benchmarks/README.md)
+	$(RUN) benchmarks/stages.py
+
+lock: .pipenv/ready ## rewrite Pipfile.lock from the Pipfile
+	PATH="$(CURDIR)/.pipenv/bin:$$PATH" $(PYTHON) tools/lock.py
+
+clean: ## remove the environment; data, models and results stay
+	rm -rf .venv .pipenv *.egg-info
+
+.pipenv/ready:
 	$(PYTHON) -m venv .pipenv
 	.pipenv/bin/pip install --quiet pipenv==$(PIPENV_VERSION)
+	touch $@
+
+.venv/ready: Pipfile.lock pyproject.toml | .pipenv/ready
 	.pipenv/bin/pipenv sync --dev
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

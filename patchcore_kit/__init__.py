@@ -1,0 +1,49 @@
+"""PatchCore for industrial anomaly detection, fast and plain.
+
+    category = pk.load_category("data/mvtec_anomaly_detection", "bottle")
+    detector = pk.PatchCore(pk.load_backbone("wideresnet50")).fit(category.train)
+    pk.evaluate(detector.predict(category.test))
+
+Read `datasets`, `backbones`, `patches`, `coreset`, `memory_bank`, `detector` in this order, and you have read the
+method.
+"""
+
+from patchcore_kit.backbones import Backbone, load_backbone
+from patchcore_kit.coreset import greedy_coreset
+from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
+from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
+from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
+from patchcore_kit.experiments import read_results
+from patchcore_kit.files import work_folder
+from patchcore_kit.memory_bank import MemoryBank
+from patchcore_kit.patches import embed
+from patchcore_kit.predictions import Predictions, evaluate
+from patchcore_kit.sample_data import draw_sample_data
+
+__all__ = [
+    "Backbone",
+    "Category",
+    "DataError",
+    "KitError",
+    "MemoryBank",
+    "ModelError",
+    "PatchCore",
+    "PatchCoreEnsemble",
+    "Predictions",
+    "ResultsError",
+    "Sample",
+    "SettingsError",
+    "WeightsError",
+    "draw_sample_data",
+    "embed",
+    "evaluate",
+    "find_data",
+    "greedy_coreset",
+    "list_categories",
+    "load_backbone",
+    "load_category",
+    "load_detector",
+    "load_folder",
+    "read_results",
+    "work_folder",
+]

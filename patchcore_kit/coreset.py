@@ -17,6 +17,16 @@ CANDIDATES = 1024  # rows considered in one pass; a pass keeps 300 to 700 of the
 BLOCK = 1024  # rows compared with a pass's choices at a time: the distances then stay in the processor's cache
 
 
+def check(sampler: str, percentage: float, projection: int | None) -> None:
+    """Raises SettingsError for an unknown sampler, a percentage outside (0, 1] or a projection below 1."""
+    if sampler not in SAMPLERS:
+        raise SettingsError(f"unknown sampler {sampler!r}: there are {', '.join(SAMPLERS)}")
+    if not 0 < percentage <= 1:
+        raise SettingsError(f"percentage is {percentage}: it must be above 0 and at most 1 (0.1 keeps a tenth)")
+    if projection is not None and projection < 1:
+        raise SettingsError(f"projection is {projection}: a number of dimensions, or None to compare rows as they are")
+
+
 def select(
     features: torch.Tensor,
     sampler: str = "approx_greedy_coreset",
@@ -31,15 +41,12 @@ def select(
     The greedy samplers compare rows in a random projection to `projection` dimensions, as the reference does, or as
     they are with None. `identity` keeps every row, in order; `random` draws without replacement.
 
-    Raises SettingsError for an unknown sampler, a percentage outside (0, 1], or one that would keep no row.
+    Raises SettingsError as `check`, and for a percentage that would keep no row.
     """
+    check(sampler, percentage, projection)
     n = len(features)
-    if sampler not in SAMPLERS:
-        raise SettingsError(f"unknown sampler {sampler!r}: there are {', '.join(SAMPLERS)}")
     if sampler == "identity":
         return np.arange(n)
-    if not 0 < percentage <= 1:
-        raise SettingsError(f"percentage is {percentage}: it must be above 0 and at most 1 (0.1 keeps a tenth)")
     k = int(n * percentage)
     if k == 0:
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
@@ -111,7 +118,7 @@ def _k_center(features: torch.Tensor, k: int, distances: torch.Tensor, progress:
     norms = features.square().sum(1)
     # the squared distance to the nearest choice c is |x|^2 + 2 min_c(|c|^2 / 2 - x.c); `least` holds that minimum
     least = (distances.square() - norms) / 2
-    products = torch.empty(BLOCK * CANDIDATES, device=features.device)
+    products = features.new_empty(BLOCK * CANDIDATES)
     chosen = []
     with tqdm(total=k, desc=f"coreset: {k} of {n} patches", leave=False, disable=not progress) as bar:
         while len(chosen) < k:
@@ -144,5 +151,5 @@ def _greedy_within(
             break
         picks.append(i)
         np.minimum(distances, between[i], out=distances)
-        distances[picks] = -np.inf
+        distances[i] = -np.inf
     return torch.tensor(picks, device=rows.device)

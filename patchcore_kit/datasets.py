@@ -24,16 +24,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from patchcore_kit.errors import DataError, SettingsError
+from patchcore_kit.files import work_folder
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MASK_RULES = ("inside", "nearest")
-
-
-def work_folder() -> Path:
-    """Where data, weights, models and results lie: `$PATCHCORE_WORK`, else the folder that holds `utils.py`."""
-    return Path(os.environ.get("PATCHCORE_WORK") or Path(__file__).resolve().parent.parent)
 
 
 def find_data() -> Path | None:
@@ -153,7 +149,9 @@ def _masks(category: Path, defect: str, images: list[Path]) -> dict[str, Path]:
     for mask in _images(folder) if folder.is_dir() else []:
         stem = mask.stem if mask.stem in stems else mask.stem.removesuffix("_mask")
         if stem not in stems:
-            raise DataError(f"mask {mask} has no image {stem} in {category / 'test' / defect}: add it or remove the mask")
+            raise DataError(
+                f"mask {mask} has no image {stem} in {category / 'test' / defect}: add it or remove the mask"
+            )
         masks[stem] = mask
     return masks
 
@@ -169,8 +167,10 @@ def _check_sizes(sample: Sample) -> None:
             sizes.append(image.size[::-1] if turned else image.size)
     if sizes[0] != sizes[1]:
         (w, h), (mask_w, mask_h) = sizes
-        raise DataError(f"mask {sample.mask_path} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
-                        "export the mask at the image's size")
+        raise DataError(
+            f"mask {sample.mask_path} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
+            "export the mask at the image's size"
+        )
 
 
 class _opened:
@@ -253,8 +253,10 @@ class Transform:
         if len(sides) > 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
             raise SettingsError(f"resize is {self.resize!r}: give a number of pixels or a pair (height, width)")
         if len(sides) == 1 and not 1 <= self.imagesize <= self.resize:
-            raise SettingsError(f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
-                                "it must be between 1 and resize")
+            raise SettingsError(
+                f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
+                "it must be between 1 and resize"
+            )
         if self.mask_rule not in MASK_RULES:
             raise SettingsError(f"unknown mask rule {self.mask_rule!r}: there are {', '.join(MASK_RULES)}")
 

@@ -112,7 +112,7 @@ class _LayerEmbedding:
 
 
 def _averages(n: int, m: int) -> scipy.sparse.csr_matrix:
-    """(m, n): adaptive average pooling of n values to m; value i averages those from floor(i*n/m) to ceil((i+1)*n/m)."""
+    """(m, n): adaptive average pooling of n values to m; value i averages floor(i*n/m) to ceil((i+1)*n/m)."""
     i = np.arange(m)
     starts, stops = i * n // m, -((-(i + 1) * n) // m)
     lengths = stops - starts

@@ -1,0 +1,345 @@
+"""The command line: the reference's two commands and their options, and every option does what it says or is refused.
+
+    run_patchcore.py                RESULTS_PATH patch_core ... sampler ... dataset ... mvtec DATA_PATH
+    load_and_evaluate_patchcore.py  RESULTS_PATH patch_core_loader -p MODEL ... dataset ... mvtec DATA_PATH
+
+Each is a group of steps on one line. A step only collects its options; the group then does the work.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import faiss
+
+from patchcore_kit.backbones import load_backbone
+from patchcore_kit.coreset import SAMPLERS
+from patchcore_kit.datasets import MASK_RULES, Category, list_categories, load_category
+from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
+from patchcore_kit.errors import KitError, ModelError, SettingsError
+from patchcore_kit.experiments import (
+    Detector,
+    Outputs,
+    Results,
+    check_writable,
+    evaluate_models,
+    run_folder,
+    train,
+)
+
+SHOWN = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "fit_seconds", "predict_seconds")
+
+
+class Size(click.ParamType):
+    """A side in pixels (256), or height and width (150x750)."""
+
+    name = "N|HxW"
+
+    def convert(self, value, param, ctx):
+        """Text -> int or (H, W)."""
+        if not isinstance(value, str):
+            return value
+        try:
+            sides = tuple(int(side) for side in value.lower().split("x"))
+        except ValueError:
+            sides = ()
+        if len(sides) not in (1, 2):
+            self.fail(f"{value!r} is no size: give pixels (256), or height x width (150x750)", param, ctx)
+        return sides[0] if len(sides) == 1 else sides
+
+
+def _only(supported: object, reason: str) -> Callable:
+    """For an option of the reference that changes nothing there: its default is accepted, anything else refused."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if value != supported:
+            raise click.BadParameter(f"{value!r} is not supported: {reason}", ctx, param)
+
+    return check
+
+
+def _sentence(command: Callable) -> Callable:
+    """Show the kit's errors as one sentence, exit code 1, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **options):
+        try:
+            return command(*args, **options)
+        except KitError as error:
+            raise click.ClickException(str(error)) from None
+
+    return wrapped
+
+
+def _shared_options(command: Callable) -> Callable:
+    """The options that both commands have."""
+    options = (
+        click.argument("results_path", type=click.Path(path_type=Path)),
+        click.option("--gpu", type=int, multiple=True, help="Number of the GPU to use. None named: none used."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--save_segmentation_images", is_flag=True, help="A picture of every test image."),
+        click.option("--save_predictions", is_flag=True, help="Scores, maps, masks and thresholds as .npz and .csv."),
+        click.option("--resume", is_flag=True, help="Go on in an existing results folder, skip what it has."),
+        click.option("--mask_rule", type=click.Choice(MASK_RULES), default="inside", show_default=True,
+                     help="Edge pixels of masks: wholly inside, as the reference, or nearest."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _device(gpus: Sequence[int]) -> str:
+    if len(gpus) > 1:
+        raise SettingsError(f"--gpu is given {len(gpus)} times: one run uses one GPU, start one run for each")
+    return f"cuda:{gpus[0]}" if gpus else "cpu"
+
+
+def _steps(collected: Sequence[dict], wanted: Sequence[str], optional: Sequence[str] = ()) -> dict:
+    """The options of each step, by name."""
+    steps = {}
+    for step in collected:
+        if step["step"] in steps:
+            raise click.UsageError(f"the step {step['step']!r} is given twice: give it once")
+        steps[step.pop("step")] = step
+    for name in wanted:
+        if name not in steps and name not in optional:
+            raise click.UsageError(f"the step {name!r} is missing: give one of each of {', '.join(wanted)}")
+    return steps
+
+
+def _log() -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("patchcore_kit").setLevel(logging.INFO)
+
+
+def _report(results: Results) -> None:
+    """The table, and where everything is."""
+    table = results.table()
+    shown = table[[column for column in SHOWN if table[column].notna().any()]]
+    click.echo(shown.to_string(float_format=lambda v: f"{v:.3f}", na_rep=""))
+    for reason in dict.fromkeys(table["undefined"].dropna()):
+        if reason:
+            click.echo(f"empty columns: {reason}")
+    click.echo(
+        f"\nweights: {', '.join(dict.fromkeys(table['weights'].dropna()))}; "
+        f"mask rule: {', '.join(dict.fromkeys(table['mask_rule'].dropna()))}"
+    )
+    click.echo(f"table: {results.folder / 'results.csv'}")
+    for name in ("models", "predictions", "segmentation_images"):
+        if (results.folder / name).is_dir():
+            click.echo(f"{name.replace('_', ' ')}: {results.folder / name}")
+
+
+@click.command("dataset")
+@click.argument("name", type=click.Choice(["mvtec"]))
+@click.argument("data_path", type=click.Path(path_type=Path))
+@click.option("--subdatasets", "-d", multiple=True, help="A category, as often as needed. None named: all there are.")
+@click.option(
+    "--resize", type=Size(), help="Shorter side, or height x width (no crop).  [default: 256, or the model's]"
+)
+@click.option("--imagesize", type=int, help="Side of the central crop.  [default: 224, or the model's]")
+@click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--num_workers", type=click.IntRange(min=1), help="Threads that read images.  [default: one per core]")
+@click.option("--train_val_split", type=float, default=1, callback=_only(1, "nothing reads a validation part"))
+@click.option("--augment", is_flag=True, callback=_only(False, "it has no effect in the reference either"))
+def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_workers, train_val_split, augment):
+    """Which images, and at what size."""
+    if isinstance(resize, tuple) and imagesize is not None:
+        raise click.UsageError(
+            f"--imagesize {imagesize} cuts a square, --resize {resize[0]}x{resize[1]} asks for no cut: give one of them"
+        )
+    return {
+        "step": "dataset",
+        "data_path": data_path,
+        "names": subdatasets,
+        "resize": resize,
+        "imagesize": imagesize,
+        "reading": {"batch_size": batch_size, "workers": num_workers},
+    }
+
+
+def _categories(step: dict) -> list[Category]:
+    return [load_category(step["data_path"], name) for name in step["names"] or list_categories(step["data_path"])]
+
+
+def _faiss_options(command: Callable) -> Callable:
+    on_gpu = click.option("--faiss_on_gpu", is_flag=True, help="Search on the GPU: needs --gpu, which implies it.")
+    threads = click.option("--faiss_num_workers", type=click.IntRange(min=1), help="Threads of the search on the CPU.")
+    return on_gpu(threads(command))
+
+
+def _set_up_faiss(step: dict, device: str) -> None:
+    if step["faiss_on_gpu"] and device == "cpu":
+        raise SettingsError("--faiss_on_gpu needs a GPU: name it with --gpu, or leave the option out")
+    if step["faiss_num_workers"]:
+        faiss.omp_set_num_threads(step["faiss_num_workers"])
+
+
+# training
+
+
+@click.group(chain=True)
+@_shared_options
+@click.option("--log_group", default="group", show_default=True)
+@click.option("--log_project", default="project", show_default=True)
+@click.option("--save_patchcore_model", is_flag=True, help="Keep the models, in the reference's format.")
+def run_patchcore(**options):
+    """Train PatchCore and evaluate it, one model per category; results go to RESULTS_PATH/log_project/log_group."""
+    _log()
+
+
+@run_patchcore.command("patch_core")
+@click.option("--backbone_names", "-b", multiple=True, default=("wideresnet50",), show_default=True)
+@click.option("--layers_to_extract_from", "-le", multiple=True, default=("layer2", "layer3"), show_default=True)
+@click.option("--weights", multiple=True, help="A weights file or 'random'; one for all backbones, or one for each.")
+@click.option("--pretrain_embed_dimension", type=int, default=1024, show_default=True)
+@click.option("--target_embed_dimension", type=int, default=1024, show_default=True)
+@click.option("--patchsize", type=int, default=3, show_default=True)
+@click.option("--anomaly_scorer_num_nn", type=int, default=1, show_default=True)
+@_faiss_options
+@click.option("--preprocessing", default="mean", callback=_only("mean", "the reference has nothing else either"))
+@click.option("--aggregation", default="mean", callback=_only("mean", "the reference has nothing else either"))
+@click.option("--patchscore", default="max", callback=_only("max", "an image's score is its highest patch's"))
+@click.option("--patchoverlap", type=float, default=0, callback=_only(0, "the reference does not use it either"))
+@click.option("--patchsize_aggregate", "-pa", multiple=True, callback=_only((), "the reference does not use it either"))
+def patch_core(**options):
+    """The network and how its features become patches; several -b make an ensemble (layers 0.layer2, 1.layer2)."""
+    return {"step": "patch_core", **options}
+
+
+@run_patchcore.command("sampler")
+@click.argument("name", default="approx_greedy_coreset", metavar=f"[{'|'.join(SAMPLERS)}]")
+@click.option("--percentage", "-p", type=float, default=0.1, show_default=True)
+def sampler(name, percentage):
+    """Which patches the memory bank keeps."""
+    return {"step": "sampler", "sampler": name, "percentage": percentage}
+
+
+run_patchcore.add_command(dataset)
+
+
+@run_patchcore.result_callback()
+@_sentence
+def _train(
+    collected, results_path, gpu, seed, save_segmentation_images, save_predictions, resume, mask_rule,
+    log_group, log_project, save_patchcore_model,
+):  # fmt: skip
+    steps = _steps(collected, ("patch_core", "sampler", "dataset"))
+    device = _device(gpu)
+    network, choice, data = steps["patch_core"], steps["sampler"], steps["dataset"]
+    _set_up_faiss(network, device)
+    categories = _categories(data)
+    detector = {
+        "resize": data["resize"] or 256,
+        "imagesize": data["imagesize"] or 224,
+        "pretrain_embed_dimension": network["pretrain_embed_dimension"],
+        "target_embed_dimension": network["target_embed_dimension"],
+        "patchsize": network["patchsize"],
+        "num_nn": network["anomaly_scorer_num_nn"],
+        **choice,
+    }
+    members = [
+        (load_backbone(name, layers, weights, device, own_seed), own_seed)
+        for name, own_seed, layers, weights in _members(network, seed)
+    ]
+
+    def make_detector() -> Detector:
+        made = [PatchCore(backbone, seed=own_seed, **detector, **data["reading"]) for backbone, own_seed in members]
+        return PatchCoreEnsemble(made) if len(made) > 1 else made[0]
+
+    make_detector()  # so that settings that cannot work are refused before a folder is made
+    settings = detector | {
+        "seed": seed,
+        "mask_rule": mask_rule,
+        "backbones": [[b.name, b.layers, b.weights, b.fingerprint, own_seed] for b, own_seed in members],
+    }
+    outputs = Outputs(save_patchcore_model, save_predictions, save_segmentation_images, mask_rule)
+    with run_folder(results_path, log_project, log_group, resume=resume) as folder:
+        results = Results(folder, settings, resume=resume)
+        train(categories, make_detector, results, outputs)
+    _report(results)
+
+
+def _members(network: dict, seed: int) -> list[tuple[str, int, tuple[str, ...], str | None]]:
+    """(backbone, seed, layers, weights) of each member; `name.seed-N` gives a member a seed of its own."""
+    names, layers, weights = (network[key] for key in ("backbone_names", "layers_to_extract_from", "weights"))
+    if len(weights) not in (0, 1, len(names)):
+        raise SettingsError(f"{len(weights)} weights for {len(names)} backbones: give one for all, or one for each")
+    weights = weights * len(names) if len(weights) == 1 else weights or (None,) * len(names)
+    own_layers = [layers] if len(names) == 1 else [[] for _ in names]
+    for layer in layers if len(names) > 1 else ():
+        number, _, rest = layer.partition(".")
+        if not rest or not number.isdigit() or int(number) >= len(names):
+            raise SettingsError(
+                f"layer {layer!r} belongs to no backbone of the ensemble: write 0.layer2 for layer2 of "
+                f"the first, up to {len(names) - 1}"
+            )
+        own_layers[int(number)].append(rest)
+    members = []
+    for name, own, weight in zip(names, own_layers, weights, strict=True):
+        name, _, own_seed = name.partition(".seed-")
+        if own_seed and not own_seed.isdigit():
+            raise SettingsError(f"{own_seed!r} is no seed: write {name}.seed-1")
+        members.append((name, int(own_seed or seed), tuple(own), weight))
+    return members
+
+
+# evaluation
+
+
+@click.group(chain=True)
+@_shared_options
+def load_and_evaluate_patchcore(**options):
+    """Evaluate saved models, the kit's or the reference's; results go straight into RESULTS_PATH."""
+    _log()
+
+
+@load_and_evaluate_patchcore.command("patch_core_loader")
+@click.option(
+    "--patch_core_paths",
+    "-p",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A model folder: one for each category, in their order, or one for all.",
+)
+@click.option("--weights", multiple=True, help="A weights file or 'random'; one for each member of the models.")
+@_faiss_options
+def patch_core_loader(**options):  # fmt: skip
+    """Which models."""
+    return {"step": "patch_core_loader", **options}
+
+
+load_and_evaluate_patchcore.add_command(dataset)
+
+
+@load_and_evaluate_patchcore.result_callback()
+@_sentence
+def _evaluate(
+    collected, results_path, gpu, seed, save_segmentation_images, save_predictions, resume, mask_rule
+):  # fmt: skip
+    steps = _steps(collected, ("patch_core_loader", "dataset"))
+    device = _device(gpu)
+    loader, data = steps["patch_core_loader"], steps["dataset"]
+    _set_up_faiss(loader, device)
+    categories = _categories(data)
+
+    def open_model(path: Path) -> Detector:
+        detector = load_detector(path, loader["weights"] or None, data["resize"], device=device, **data["reading"])
+        first = detector.members[0] if isinstance(detector, PatchCoreEnsemble) else detector
+        if data["imagesize"] not in (None, first.transform.size[0]):
+            raise ModelError(
+                f"the model in {path} was trained with imagesize {first.transform.size[0]} and resize "
+                f"{first.resize}, not {data['imagesize']}: give those, or leave both out"
+            )
+        return detector
+
+    settings = {"models": [str(path) for path in loader["patch_core_paths"]], "mask_rule": mask_rule}
+    outputs = Outputs(False, save_predictions, save_segmentation_images, mask_rule)
+    check_writable(results_path)
+    results = Results(results_path, settings, resume=resume)
+    load = [functools.partial(open_model, path) for path in loader["patch_core_paths"]]
+    evaluate_models(categories, load, results, outputs)
+    _report(results)

@@ -1,0 +1,395 @@
+"""PatchCore: fit on good images, predict scores and anomaly maps, save and load; alone or as an ensemble.
+
+    fit       images -> feature maps -> patch rows -> coreset -> memory bank
+    predict   images -> feature maps -> patch rows -> nearest rows of the bank -> scores and maps
+
+Source: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Scores are the reference
+implementation's: squared distances, the highest patch of an image is its score.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import scipy.special
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from patchcore_kit import coreset, reference_format
+from patchcore_kit.backbones import Backbone, load_backbone
+from patchcore_kit.datasets import Sample, Transform, normalise, read_batches
+from patchcore_kit.errors import DataError, ModelError, SettingsError
+from patchcore_kit.files import writing
+from patchcore_kit.memory_bank import MemoryBank
+from patchcore_kit.patches import PatchEmbedding
+from patchcore_kit.predictions import Predictions
+
+LOGGER = logging.getLogger(__name__)
+
+SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
+
+
+class PatchCore:
+    """A memory bank of what good patches look like, and how far others are from it.
+
+    sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`.
+    pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
+    num_nn: neighbours whose squared distances are averaged to a patch's score.
+    reweight: number b of neighbours for the paper's Eq. 7, which lowers the score of an image whose nearest row of
+        the bank lies in a dense part of it; 0 leaves scores as they are, as the reference does.
+    seed: draws the projection and the coreset's start.
+    batch_size, workers: images at a time, and threads that read them (None: one per core).
+
+    After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`.
+    Raises SettingsError for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sampler: str = "approx_greedy_coreset",
+        percentage: float = 0.1,
+        resize: int | tuple[int, int] = 256,
+        imagesize: int = 224,
+        pretrain_embed_dimension: int = 1024,
+        target_embed_dimension: int = 1024,
+        patchsize: int = 3,
+        num_nn: int = 1,
+        seed: int = 0,
+        *,
+        projection: int | None = 128,
+        reweight: int = 0,
+        batch_size: int = 8,
+        workers: int | None = None,
+        progress: bool = True,
+    ):
+        coreset.check(sampler, percentage, projection)
+        if batch_size < 1:
+            raise SettingsError(f"batch_size is {batch_size}: give at least 1")
+        if num_nn < 1:
+            raise SettingsError(f"num_nn is {num_nn}: a patch needs at least 1 neighbour")
+        if reweight < 0 or reweight == 1:
+            raise SettingsError(
+                f"reweight is {reweight}: give 0 for none or at least 2 neighbours (1 makes all scores 0)"
+            )
+        self.backbone = backbone
+        self.sampler = sampler
+        self.percentage = percentage
+        self.resize = resize
+        self.imagesize = imagesize
+        self.pretrain_embed_dimension = pretrain_embed_dimension
+        self.target_embed_dimension = target_embed_dimension
+        self.patchsize = patchsize
+        self.num_nn = num_nn
+        self.seed = seed
+        self.projection = projection
+        self.reweight = reweight
+        self.batch_size = batch_size
+        self.workers = workers
+        self.progress = progress
+        self.transform = Transform(resize, imagesize)
+        self.embedding = PatchEmbedding(
+            backbone.channels,
+            pretrain_embed_dimension=pretrain_embed_dimension,
+            target_embed_dimension=target_embed_dimension,
+            patchsize=patchsize,
+            device=backbone.device,
+        )
+
+    @torch.inference_mode()
+    def fit(self, samples: Sequence[Sample]) -> "PatchCore":
+        """Fill the memory bank from good images.
+
+        Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
+        """
+        rows, at = None, 0
+        for maps in self._feature_maps(samples, "embed training images"):
+            if rows is None:  # one array for all: nothing is held twice
+                self.grid_ = self.embedding.grid(maps)
+                cells = self.grid_[0] * self.grid_[1]
+                rows = torch.empty(len(samples) * cells, self.target_embed_dimension, device=self.backbone.device)
+            stop = at + len(maps[0]) * cells
+            self.embedding(maps, out=rows[at:stop])
+            at = stop
+        kept = coreset.select(
+            rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
+        )
+        self.train_names_ = tuple(sample.name for sample in samples)
+        self.bank_ = MemoryBank(rows[kept].cpu().numpy(), kept // cells, kept % cells, self.backbone.device)
+        LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
+        return self
+
+    def _feature_maps(self, samples: Sequence[Sample], task: str):
+        """The feature maps of all images, batch by batch, while threads read the next ones."""
+        if not samples:
+            raise DataError(f"no images to {task.split()[0]}: the list of samples is empty")
+        with tqdm(total=len(samples), desc=task, leave=False, disable=not self.progress) as bar:
+            for images in read_batches(samples, self.transform.image, self.batch_size, self.workers):
+                yield self.backbone(normalise(images, self.backbone.device))
+                bar.update(len(images))
+
+    @torch.inference_mode()
+    def predict(self, samples: Sequence[Sample], *, mask_rule: str = "inside") -> Predictions:
+        """Score images and draw their anomaly maps. mask_rule: see `Transform`.
+
+        Raises ModelError before `fit`, DataError without images or for one that cannot be read.
+        """
+        if not hasattr(self, "bank_"):
+            raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        down, across = (_map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
+        scores, maps = [], []
+        for features in self._feature_maps(samples, "score images"):
+            rows = self.embedding(features)
+            distances, nearest = self.bank_.search(rows, self.num_nn)
+            patches = distances.mean(axis=1).reshape(len(features[0]), *self.grid_)
+            scores.append(self._image_scores(patches, rows, nearest[:, 0]))
+            maps.append(down @ patches @ across.T)  # bilinear up-sampling and smoothing at once
+        return Predictions(
+            scores=np.concatenate(scores),
+            maps=np.concatenate(maps),
+            labels=np.array([sample.label for sample in samples]),
+            masks=self._masks(samples, mask_rule),
+            names=tuple(sample.name for sample in samples),
+            mask_rule=mask_rule,
+            weights=self.backbone.weights,
+        )
+
+    def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
+        """(B, H, W) patch scores -> (B,): the highest, re-weighted by the paper's Eq. 7 if asked for.
+
+        The factor is 1 - exp(d(m_test, m*)) / sum over m in N_b(m*) of exp(d(m_test, m)), with m_test the patch of
+        the highest score, m* its nearest row and N_b(m*) the b rows nearest to m*, itself among them. It takes
+        Euclidean distances, as the paper does; the score that it scales stays squared.
+        """
+        flat = patches.reshape(len(patches), -1)
+        highest = flat.max(axis=1)
+        if not self.reweight:
+            return highest
+        strangest = flat.argmax(axis=1) + np.arange(len(flat)) * flat.shape[1]
+        test, nearest = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy(), nearest[strangest]
+        bank = self.bank_.rows
+        _, around = self.bank_.search(torch.from_numpy(bank[nearest]), min(self.reweight, len(self.bank_)))
+        to_row = np.linalg.norm(test - bank[nearest], axis=1, keepdims=True)
+        to_neighbours = np.linalg.norm(test[:, None] - bank[around], axis=2)
+        factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
+        return (factor * highest).astype(np.float32)
+
+    def _masks(self, samples: Sequence[Sample], mask_rule: str) -> np.ndarray | None:
+        without = sum(sample.mask_path is None and sample.label != 0 for sample in samples)
+        if without:
+            LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
+            return None
+        read = Transform(self.resize, self.imagesize, mask_rule).mask
+        return np.concatenate(list(read_batches(samples, read, self.batch_size, self.workers)))
+
+    def save(self, folder: Path | str) -> None:
+        """Write a model folder, in the reference's format and with what it lacks; one that was there is replaced.
+
+        Raises ModelError before `fit`, ResultsError if the folder cannot be written.
+        """
+        _save([self], folder)
+
+    def _saved(self, layers_as: type) -> reference_format.SavedModel:
+        if not hasattr(self, "bank_"):
+            raise ModelError("this PatchCore has no memory bank to save yet: call fit first")
+        params = {
+            "backbone.name": self.backbone.name,
+            "layers_to_extract_from": layers_as(self.backbone.layers),
+            "input_shape": (3, *self.transform.size),
+            "pretrain_embed_dimension": self.pretrain_embed_dimension,
+            "target_embed_dimension": self.target_embed_dimension,
+            "patchsize": self.patchsize,
+            "patchstride": 1,
+            "anomaly_scorer_num_nn": self.num_nn,
+        }
+        extras = {
+            "resize": self.resize,
+            "sampler": self.sampler,
+            "percentage": self.percentage,
+            "projection": self.projection,
+            "reweight": self.reweight,
+            "seed": self.seed,
+            "grid": self.grid_,
+            "weights": self.backbone.weights,
+            "weights_seed": self.backbone.seed,
+            "weights_fingerprint": self.backbone.fingerprint,
+            "training_images": self.train_names_,
+        }
+        return reference_format.SavedModel(params, self.bank_.rows, extras, self.bank_.images, self.bank_.cells)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        weights: str | Path | None = None,
+        resize: int | tuple[int, int] | None = None,
+        *,
+        device: str = "cpu",
+        prefix: str = "",
+        progress: bool = True,
+    ) -> "PatchCore":
+        """Open a model folder of the kit's or of the reference's.
+
+        weights: as for `load_backbone`; a model made with random weights gets the same again by itself.
+        resize: for the reference's folders, which do not record it: by default 8/7 of the image size, the rule of
+            its published models (256 for 224, 366 for 320).
+        prefix: a member's, in the folder of an ensemble.
+
+        Raises ModelError if the folder is no model, was made with other weights or for another `resize`, and
+        WeightsError if the network's weights are not found.
+        """
+        if not prefix and reference_format.prefixes(folder) != [""]:
+            raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
+        saved = reference_format.read_model(folder, prefix)
+        params, extras = saved.params, saved.extras
+        size = tuple(params["input_shape"][1:])
+        stored = _as_size(extras.get("resize"))
+        if stored and resize and _as_size(resize) != stored:
+            raise ModelError(
+                f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
+            )
+        if weights is None and extras.get("weights") == "random":
+            weights = "random"
+        backbone = load_backbone(
+            params["backbone.name"],
+            tuple(params["layers_to_extract_from"]),
+            weights,
+            device,
+            extras.get("weights_seed", 0),
+        )
+        if extras and backbone.fingerprint != extras["weights_fingerprint"]:
+            raise ModelError(
+                f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
+                f"found for {backbone.name} ({backbone.weights}): give the same with weights="
+            )
+        detector = cls(
+            backbone,
+            extras.get("sampler", "identity"),
+            extras.get("percentage", 1),
+            stored or _as_size(resize) or (round(size[0] * 8 / 7) if size[0] == size[1] else size),
+            size[1],
+            params["pretrain_embed_dimension"],
+            params["target_embed_dimension"],
+            params["patchsize"],
+            params["anomaly_scorer_num_nn"],
+            extras.get("seed", 0),
+            projection=extras.get("projection"),
+            reweight=extras.get("reweight", 0),
+            progress=progress,
+        )
+        detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
+        detector.train_names_ = tuple(extras.get("training_images", ()))
+        detector.bank_ = MemoryBank(saved.rows, saved.images, saved.cells, device)
+        return detector
+
+    def _find_grid(self) -> tuple[int, int]:
+        """Run the network once on an empty image of the right size."""
+        return self.embedding.grid(self.backbone(torch.zeros(1, 3, *self.transform.size, device=self.backbone.device)))
+
+
+class PatchCoreEnsemble:
+    """Several PatchCores, fitted on the same images, whose scores and maps are averaged on one scale.
+
+    Each member is divided by the mean squared distance of its bank's rows to their mean, which it takes from training
+    images alone: predictions do not depend on what else is in the test set. With `scaling="test-set"` each member is
+    brought to 0..1 over the test set instead, which is what the reference does; it needs a test set to make sense.
+
+    Raises SettingsError without members or for an unknown scaling.
+    """
+
+    SCALINGS = ("bank", "test-set")
+
+    def __init__(self, members: Sequence[PatchCore], *, scaling: str = "bank"):
+        if not members or scaling not in self.SCALINGS:
+            raise SettingsError(
+                f"{len(members)} members and scaling {scaling!r}: give at least one member and one of "
+                f"{', '.join(self.SCALINGS)}"
+            )
+        self.members = tuple(members)
+        self.scaling = scaling
+
+    def fit(self, samples: Sequence[Sample]) -> "PatchCoreEnsemble":
+        """Fit every member. Raises as `PatchCore.fit`."""
+        for member in self.members:
+            member.fit(samples)
+        return self
+
+    def predict(self, samples: Sequence[Sample], *, mask_rule: str = "inside") -> Predictions:
+        """Average the members' scores and maps, each on its scale. Raises as `PatchCore.predict`."""
+        scores, maps = 0, 0
+        for member in self.members:
+            one = member.predict(samples, mask_rule=mask_rule)
+            scores = scores + self._scaled(one.scores, member) / len(self.members)
+            maps = maps + self._scaled(one.maps, member) / len(self.members)
+        weights = ", ".join(member.backbone.weights for member in self.members)
+        return Predictions(scores, maps, one.labels, one.masks, one.names, mask_rule, weights)
+
+    def _scaled(self, values: np.ndarray, member: PatchCore) -> np.ndarray:
+        if self.scaling == "bank":
+            return values / np.float32(member.bank_.scale)
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+    def save(self, folder: Path | str) -> None:
+        """Write all members into one model folder. Raises as `PatchCore.save`."""
+        _save(self.members, folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        weights: Sequence[str | Path] | None = None,
+        resize: int | tuple[int, int] | None = None,
+        *,
+        device: str = "cpu",
+        scaling: str = "bank",
+        progress: bool = True,
+    ) -> "PatchCoreEnsemble":
+        """Open an ensemble's folder; weights: one for each member, in order. Raises as `PatchCore.load`."""
+        prefixes = reference_format.prefixes(folder)
+        if weights and len(weights) != len(prefixes):
+            raise SettingsError(f"{len(weights)} weights for the {len(prefixes)} members in {folder}: one for each")
+        members = [
+            PatchCore.load(folder, w, resize, device=device, prefix=prefix, progress=progress)
+            for prefix, w in zip(prefixes, weights or [None] * len(prefixes), strict=True)
+        ]
+        return cls(members, scaling=scaling)
+
+
+def load_detector(
+    folder: Path | str,
+    weights: Sequence[str | Path] | None = None,
+    resize: int | tuple[int, int] | None = None,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+) -> PatchCore | PatchCoreEnsemble:
+    """Open a model folder, whether it holds one PatchCore or an ensemble. Raises as `PatchCore.load`."""
+    ensemble = PatchCoreEnsemble.load(folder, weights, resize, device=device, progress=progress)
+    return ensemble.members[0] if len(ensemble.members) == 1 else ensemble
+
+
+def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
+    # the reference stores a tuple for one backbone and a list for several
+    saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
+    with writing(Path(folder)) as temporary:
+        temporary.mkdir()
+        for i, model in enumerate(saved):
+            reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
+
+
+def _as_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | None:
+    return tuple(resize) if isinstance(resize, list | tuple) else resize
+
+
+def _map_operator(pixels: int, cells: int) -> np.ndarray:
+    """(pixels, cells): bilinear up-sampling along one axis, then the Gaussian, as one matrix.
+
+    Both are linear and work on rows and columns alike, so a map is `down @ patches @ across.T`. The borders are those
+    of the reference: torch's half-pixel bilinear and scipy's mirrored edges.
+    """
+    up = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear", align_corners=False)
+    return scipy.ndimage.gaussian_filter1d(up[0].T.numpy(), SMOOTHING, axis=0).astype(np.float32)

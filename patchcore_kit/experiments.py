@@ -1,0 +1,241 @@
+"""Many categories: run folders, results.csv after every category, resuming.
+
+RESULTS/results.csv                    one row per category and their mean; read it by column name
+RESULTS/settings.json                  what the run was made with
+RESULTS/models/mvtec_<category>/       see `reference_format`
+RESULTS/predictions/mvtec_<category>.npz, .csv
+RESULTS/segmentation_images/mvtec_<category>/
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from patchcore_kit.datasets import Category
+from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
+from patchcore_kit.errors import DataError, KitError, ResultsError, SettingsError
+from patchcore_kit.files import writing
+from patchcore_kit.plots import save_segmentation_images
+from patchcore_kit.predictions import METRICS, evaluate
+
+LOGGER = logging.getLogger(__name__)
+
+Detector = PatchCore | PatchCoreEnsemble
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What to keep of each category besides its row in results.csv, and how its masks are resized."""
+
+    models: bool = False
+    predictions: bool = False
+    images: bool = False
+    mask_rule: str = "inside"
+
+
+@contextmanager
+def run_folder(results: Path | str, project: str, group: str, *, resume: bool = False) -> Iterator[Path]:
+    """RESULTS/project/group; if that is there already, group_0, group_1, ...; with `resume`, the same one.
+
+    A new folder is claimed atomically, so runs that start together get one each; if the run then fails before it has
+    written anything, the folder goes again. Raises ResultsError if it cannot be made or written.
+    """
+    parent = Path(results) / project
+    folder, number, made = parent / group, 0, []
+    try:
+        made = [p for p in (parent, *parent.parents) if not p.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                made.insert(0, folder)
+                break
+            except FileExistsError:
+                if resume and folder.is_dir():
+                    break
+                folder, number = parent / f"{group}_{number}", number + 1
+        check_writable(folder)
+        yield folder
+    except KitError:
+        _remove_empty(made)
+        raise
+    except OSError as error:
+        _remove_empty(made)
+        raise ResultsError(
+            f"cannot use {folder} ({error.strerror or error}): choose a results folder that you may "
+            "write to, with room on its disk"
+        ) from None
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ResultsError if a folder, or the one that it would be made in, cannot be written."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ResultsError(f"{there} cannot be written: choose a results folder that you may write to")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class Results:
+    """The rows of results.csv in a folder; the file is rewritten, whole, after every row.
+
+    With `resume` the rows that are there are kept, if they were made with the same settings.
+
+    Raises SettingsError if they were not, ResultsError if the file cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: dict, *, resume: bool = False):
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        self.rows: dict[str, dict] = {}
+        if resume and (folder / "results.csv").is_file():
+            self._check_settings()
+            table = read_results(folder / "results.csv").drop(index="Mean", errors="ignore")
+            self.rows = {name: row.to_dict() for name, row in table.iterrows()}
+
+    def _check_settings(self) -> None:
+        path = self.folder / "settings.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultsError(
+                f"cannot resume in {self.folder} ({path.name}: {error}): start without --resume"
+            ) from None
+        changed = [key for key in self.settings if before.get(key) != self.settings[key]]
+        if changed:
+            key = changed[0]
+            raise SettingsError(
+                f"{self.folder} was made with {key} {before.get(key)}, not {self.settings[key]}: "
+                "give the same settings, another --log_group, or no --resume"
+            )
+
+    def add(self, name: str, row: dict) -> None:
+        """Add or replace a row and rewrite the file."""
+        self.rows[name] = row
+        with writing(self.folder / "settings.json") as temporary:
+            temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        with writing(self.folder / "results.csv") as temporary:
+            self.table().to_csv(temporary)
+
+    def table(self) -> pd.DataFrame:
+        """One row per category, then `Mean`: of each numeric column, over the categories where it is defined."""
+        table = pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("Row Names")
+        numeric = [column for column in (*METRICS, *COSTS) if column in table]
+        table[numeric] = table[numeric].astype(float)
+        table.loc["Mean", numeric] = table[numeric].mean()
+        return table
+
+
+COSTS = ("bank_rows", "fit_seconds", "predict_seconds")
+
+
+def read_results(path: Path | str) -> pd.DataFrame:
+    """results.csv, the kit's or the reference's, with the row names as index.
+
+    Raises ResultsError if it is missing or is something else.
+    """
+    try:
+        return pd.read_csv(path, index_col="Row Names")
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"cannot read {path} ({error}): train first, it is written after every category") from None
+
+
+def train(
+    categories: Sequence[Category],
+    make_detector: Callable[[], Detector],
+    results: Results,
+    outputs: Outputs,
+    *,
+    progress: bool = True,
+) -> None:
+    """Fit and evaluate one new detector per category; categories that `results` has already are skipped.
+
+    Raises DataError before any work if a category has no training images.
+    """
+    for category in categories:
+        if not category.train:
+            raise DataError(f"no training images in {category.path / 'train' / 'good'}: put good images there")
+    for category in categories:
+        name = row_name(category)
+        model = results.folder / "models" / name
+        if name in results.rows and (model.is_dir() or not outputs.models):
+            LOGGER.info("%s: done before", name)
+            continue
+        started = time.perf_counter()
+        detector = make_detector().fit(category.train)
+        seconds = time.perf_counter() - started
+        if outputs.models:
+            detector.save(model)
+        _evaluate(category, detector, results, outputs, {"fit_seconds": seconds}, progress)
+
+
+def evaluate_models(
+    categories: Sequence[Category],
+    load: Sequence[Callable[[], Detector]],
+    results: Results,
+    outputs: Outputs,
+    *,
+    progress: bool = True,
+) -> None:
+    """Evaluate saved detectors: one for each category, or one for all. `load` opens them, one at a time.
+
+    Raises SettingsError if there are as many as neither, DataError if a category has no test images.
+    """
+    if len(load) not in (1, len(categories)):
+        raise SettingsError(f"{len(load)} models for {len(categories)} categories: give one for each, or one for all")
+    for category in categories:
+        if not category.test:
+            raise DataError(f"no test images in {category.path / 'test'}: put images there, in one folder per defect")
+    for category, open_model in zip(categories, load * len(categories) if len(load) == 1 else load, strict=True):
+        if row_name(category) in results.rows:
+            LOGGER.info("%s: done before", row_name(category))
+            continue
+        _evaluate(category, open_model(), results, outputs, {}, progress)
+
+
+def row_name(category: Category) -> str:
+    """The reference's name for a category, in results.csv and of its model folder."""
+    return f"mvtec_{category.name}"
+
+
+def _evaluate(
+    category: Category, detector: Detector, results: Results, outputs: Outputs, costs: dict, progress: bool
+) -> None:
+    """Predict, write what is asked for, and last of all the row: a category with a row is complete."""
+    name = row_name(category)
+    members = detector.members if isinstance(detector, PatchCoreEnsemble) else (detector,)
+    costs = {"bank_rows": sum(len(member.bank_) for member in members), **costs}
+    if category.test:
+        started = time.perf_counter()
+        predictions = detector.predict(category.test, mask_rule=outputs.mask_rule)
+        costs["predict_seconds"] = time.perf_counter() - started
+        metrics = evaluate(predictions)
+        if outputs.predictions:
+            predictions.save(results.folder / "predictions" / f"{name}.npz")
+            predictions.save_table(results.folder / "predictions" / f"{name}.csv")
+        if outputs.images:
+            pictures = results.folder / "segmentation_images" / name
+            save_segmentation_images(pictures, category.test, members[0].transform, predictions, progress=progress)
+    else:
+        metrics = dict.fromkeys(METRICS) | {
+            "mask_rule": outputs.mask_rule,
+            "undefined": "all metrics: no test images",
+        }
+    weights = ", ".join(member.backbone.weights for member in members)
+    numbers = {key: metrics.pop(key) for key in METRICS}
+    results.add(name, numbers | dict.fromkeys(COSTS) | costs | {"weights": weights} | metrics)
+    LOGGER.info("%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in list(numbers.items())[:4] if v is not None))

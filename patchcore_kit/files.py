@@ -1,0 +1,47 @@
+"""Where the kit's files lie, and how they are written: whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patchcore_kit.errors import ResultsError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def work_folder() -> Path:
+    """Where data, weights, models and results lie: `$PATCHCORE_WORK`, else the folder that holds `utils.py`."""
+    return Path(os.environ.get("PATCHCORE_WORK") or Path(__file__).resolve().parent.parent)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is Git LFS's stand-in for a large file, as a clone without LFS leaves it."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder, that takes its place when the block ends well.
+
+    Raises ResultsError if it cannot be written; what was there before is then still there.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {path} ({error.strerror or error}): choose a folder that you may write to, "
+            "with room on its disk"
+        ) from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,127 @@
+"""What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from patchcore_kit.errors import ResultsError
+from patchcore_kit.files import writing
+from patchcore_kit.metrics import image_metrics, pixel_metrics
+
+LOGGER = logging.getLogger(__name__)
+
+METRICS = (
+    "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
+    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1", "image_threshold", "pixel_threshold",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores and maps of N images, in the order of the samples; higher is stranger.
+
+    scores: (N,) float32, squared distances. maps: (N, H, W) float32, the same by pixel, smoothed.
+    labels: (N,) 1 = defective, 0 = good, -1 = unknown. masks: (N, H, W) bool, or None where defects have no masks.
+    names: the samples'. mask_rule: how mask edges were resized (see `Transform`). weights: the network's.
+    """
+
+    scores: np.ndarray
+    maps: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+    names: tuple[str, ...]
+    mask_rule: str = "inside"
+    weights: str = ""
+
+    @cached_property
+    def metrics(self) -> dict[str, float | str | None]:
+        """See `evaluate`; computed once."""
+        values, undefined = {}, {}
+        known = self.labels >= 0
+        if set(self.labels[known]) == {0, 1}:
+            values |= image_metrics(self.scores[known], self.labels[known])
+        else:
+            undefined["image"] = "needs good and defective images"
+        if self.masks is None:
+            undefined["pixel"] = "needs a mask of every defective image"
+        elif not self.masks.any() or self.masks.all():
+            undefined["pixel"] = "needs good and defective pixels"
+        else:
+            values |= pixel_metrics(self.maps, self.masks)
+            if "anomaly_pro" not in values:
+                undefined["anomaly"] = "needs good pixels in defective images"
+        reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
+        return {name: values.get(name) for name in METRICS} | {"mask_rule": self.mask_rule, "undefined": reasons}
+
+    @property
+    def image_threshold(self) -> float | None:
+        """Score from which on an image counts as defective: F1-optimal, None without both labels."""
+        return self.metrics["image_threshold"]
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        """Map value from which on a pixel counts as defective: F1-optimal, None without masks."""
+        return self.metrics["pixel_threshold"]
+
+    def save(self, path: Path | str) -> None:
+        """Write one `.npz` with these names as keys and both thresholds (NaN where there is none); no pickles.
+
+        Raises ResultsError if it cannot be written.
+        """
+        arrays = {
+            "scores": self.scores,
+            "maps": self.maps,
+            "labels": self.labels,
+            "names": np.array(self.names),
+            "image_threshold": np.array(self.image_threshold, dtype=float),
+            "pixel_threshold": np.array(self.pixel_threshold, dtype=float),
+            "mask_rule": np.array(self.mask_rule),
+            "weights": np.array(self.weights),
+        }
+        if self.masks is not None:
+            arrays["masks"] = self.masks
+        with writing(Path(path)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Predictions":
+        """Read what `save` wrote. Raises ResultsError if the file is missing or is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names, rule, weights = tuple(file["names"].tolist()), str(file["mask_rule"]), str(file["weights"])
+                return cls(file["scores"], file["maps"], file["labels"], file.get("masks"), names, rule, weights)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ResultsError(
+                f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
+            ) from None
+
+    def table(self) -> pd.DataFrame:
+        """One row per image: name, defect, score, verdict at the threshold, peak of the map, share of defect pixels."""
+        kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
+        columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores}
+        if self.image_threshold is not None:
+            columns["verdict"] = np.where(self.scores >= self.image_threshold, "defective", "good")
+        columns["map_max"] = self.maps.max(axis=(1, 2))
+        if self.pixel_threshold is not None:
+            columns["predicted_area"] = (self.maps >= self.pixel_threshold).mean(axis=(1, 2))
+        if self.masks is not None:
+            columns["mask_area"] = self.masks.mean(axis=(1, 2))
+        return pd.DataFrame(columns)
+
+    def save_table(self, path: Path | str) -> None:
+        """Write `table` as CSV. Raises ResultsError if it cannot be written."""
+        with writing(Path(path)) as temporary:
+            self.table().to_csv(temporary, index=False)
+
+
+def evaluate(predictions: Predictions) -> dict[str, float | str | None]:
+    """Metrics by name: image and pixel AUROC (`instance_`, `full_pixel_`, `anomaly_pixel_`), average precision,
+    F1 and its thresholds, PRO up to 30 % false positives, and which mask rule they used.
+
+    A metric that is not defined (one class only, no masks) is None, and `undefined` gives the reason.
+    """
+    return dict(predictions.metrics)

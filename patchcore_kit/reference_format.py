@@ -1,0 +1,162 @@
+"""Model folders: the reference's two files, byte for byte as it writes them, and beside them what they lack.
+
+    patchcore_params.pkl            a pickled dict of settings                  } the reference reads and writes these
+    nnscorer_search_index.faiss     a FAISS IndexFlatL2 with the bank's rows    }
+    patchcore_kit.json              resize, sampler, seed, weights, training images, ...
+    patchcore_kit.npz               the training image and cell of each row
+
+Members of an ensemble share a folder, each file with a prefix `Ensemble-1-3_`. Nothing in a pickle is executed: it
+may hold plain containers, strings and numbers only.
+"""
+
+import io
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from patchcore_kit.errors import ModelError
+from patchcore_kit.files import is_lfs_pointer
+
+PARAMS_FILE = "patchcore_params.pkl"
+INDEX_FILE = "nnscorer_search_index.faiss"
+EXTRAS_FILE = "patchcore_kit.json"
+ORIGINS_FILE = "patchcore_kit.npz"
+
+# the reference's settings, in the order in which it stores them
+PARAMS = {
+    "backbone.name": str,
+    "layers_to_extract_from": (tuple, list),
+    "input_shape": tuple,
+    "pretrain_embed_dimension": int,
+    "target_embed_dimension": int,
+    "patchsize": int,
+    "patchstride": int,
+    "anomaly_scorer_num_nn": int,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """One member of a model folder.
+
+    params: the reference's settings. rows: (M, D) float32. extras: the kit's own settings, {} for a folder that the
+    reference wrote. images, cells: (M,) origins of the rows, or None.
+    """
+
+    params: dict
+    rows: np.ndarray
+    extras: dict
+    images: np.ndarray | None
+    cells: np.ndarray | None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses every name that a pickle asks to import, and so everything that could run."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def prefixes(folder: Path | str) -> list[str]:
+    """The prefixes of a model folder's members: [""] for one model, ["Ensemble-1-3_", ...] for an ensemble.
+
+    Raises ModelError if the folder is missing, holds no model, or lacks a member.
+    """
+    folder = Path(folder)
+    if (folder / PARAMS_FILE).is_file():
+        return [""]
+    found = sorted(p.name for p in folder.glob(f"Ensemble-*-*_{PARAMS_FILE}")) if folder.is_dir() else []
+    numbers = [re.match(r"Ensemble-(\d+)-(\d+)_", name).groups() for name in found]
+    if not numbers:
+        raise ModelError(
+            f"no model in {folder}: it should hold {PARAMS_FILE}, as training with --save_patchcore_model writes it"
+        )
+    total = int(numbers[0][1])
+    wanted = [ensemble_prefix(i, total) for i in range(total)]
+    missing = [f"{prefix}{PARAMS_FILE}" for prefix in wanted if f"{prefix}{PARAMS_FILE}" not in found]
+    if missing:
+        raise ModelError(f"the ensemble in {folder} lacks {missing[0]}: copy the whole folder again")
+    return wanted
+
+
+def ensemble_prefix(i: int, total: int) -> str:
+    """File prefix of member i, counted from 0; none for a single model."""
+    return f"Ensemble-{i + 1}-{total}_" if total > 1 else ""
+
+
+def write_model(folder: Path, model: SavedModel, prefix: str = "") -> None:
+    """Write one member's files into an existing folder."""
+    (folder / f"{prefix}{PARAMS_FILE}").write_bytes(params_bytes(model.params))
+    index = faiss.IndexFlatL2(model.rows.shape[1])
+    index.add(model.rows)
+    (folder / f"{prefix}{INDEX_FILE}").write_bytes(faiss.serialize_index(index).tobytes())
+    (folder / f"{prefix}{EXTRAS_FILE}").write_text(json.dumps(model.extras, indent=2) + "\n", encoding="utf-8")
+    if model.images is not None:
+        np.savez(folder / f"{prefix}{ORIGINS_FILE}", images=model.images, cells=model.cells)
+
+
+def params_bytes(params: dict) -> bytes:
+    """The reference's settings file: protocol 5 of pickle, keys in its order."""
+    return pickle.dumps({key: params[key] for key in PARAMS}, protocol=5)
+
+
+def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
+    """Read one member. Raises ModelError, naming the file, for whatever is missing, damaged or something else."""
+    folder = Path(folder)
+    params = _read_params(folder / f"{prefix}{PARAMS_FILE}")
+    rows = _read_index(folder / f"{prefix}{INDEX_FILE}", params["target_embed_dimension"])
+    extras_file, origins_file = folder / f"{prefix}{EXTRAS_FILE}", folder / f"{prefix}{ORIGINS_FILE}"
+    extras, images, cells = {}, None, None
+    try:
+        if extras_file.is_file():
+            extras = json.loads(extras_file.read_text(encoding="utf-8"))
+        if origins_file.is_file():
+            with np.load(origins_file, allow_pickle=False) as origins:
+                images, cells = origins["images"], origins["cells"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot read {error.filename if isinstance(error, OSError) and error.filename else extras_file} "
+            f"({error}): copy the model folder again, or train again"
+        ) from None
+    return SavedModel(params, rows, extras, images, cells)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"no file {path}: copy the whole model folder")
+    if is_lfs_pointer(path):
+        raise ModelError(f"{path} is a Git-LFS pointer, not the file itself: fetch the real one with `git lfs pull`")
+    return path.read_bytes()
+
+
+def _read_params(path: Path) -> dict:
+    try:
+        params = _PlainUnpickler(io.BytesIO(_content(path))).load()
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ModelError(f"{path} is not a PatchCore settings file ({error}): copy it again") from None
+    for key, kind in PARAMS.items():
+        if not isinstance(params, dict) or not isinstance(params.get(key), kind):
+            raise ModelError(f"{path} has no usable {key!r}: it is not a PatchCore settings file, or a damaged one")
+    if params["patchstride"] != 1:
+        raise ModelError(f"{path} asks for patchstride {params['patchstride']}: only 1 is supported")
+    return params
+
+
+def _read_index(path: Path, dimension: int) -> np.ndarray:
+    try:
+        index = faiss.deserialize_index(np.frombuffer(_content(path), dtype=np.uint8))
+    except RuntimeError:
+        raise ModelError(f"{path} is not a FAISS index, or a damaged one: copy it again") from None
+    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_L2 or index.d != dimension:
+        raise ModelError(
+            f"{path} holds a {type(index).__name__} of dimension {index.d}: the settings beside it ask for "
+            f"an IndexFlatL2 of dimension {dimension}"
+        )
+    return faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d).copy()

@@ -1,0 +1,57 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from patchcore_kit.errors import SettingsError
+from patchcore_kit.patches import PatchEmbedding
+
+
+def by_unfolding(maps, pretrain, target, patchsize):
+    """The definition, step by step: gather neighbourhoods, resize them, average, merge, average."""
+    padding = (patchsize - 1) // 2
+    layers = []
+    for x in maps:
+        b, c, h, w = x.shape
+        h, w = (n + 2 * padding - patchsize + 1 for n in (h, w))
+        patches = F.unfold(x, patchsize, padding=padding).view(b, c * patchsize**2, h, w)
+        if not layers:
+            size = (h, w)
+        patches = F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
+        rows = patches.permute(0, 2, 3, 1).reshape(-1, 1, c * patchsize**2)
+        layers.append(F.adaptive_avg_pool1d(rows, pretrain))
+    return F.adaptive_avg_pool1d(torch.cat(layers, dim=2), target)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "pretrain", "target", "patchsize"),
+    [
+        ([(512, 28, 28), (1024, 14, 14)], 1024, 1024, 3),  # wide ResNet-50
+        ([(128, 10, 10), (256, 5, 5)], 1024, 384, 3),
+        ([(24, 9, 7), (40, 5, 4), (112, 3, 2)], 512, 500, 3),  # averages that cross from layer to layer
+        ([(64, 8, 8), (37, 4, 4)], 1000, 700, 5),
+        ([(5, 6, 6)], 64, 100, 1),  # more values than there are channels
+        ([(48, 8, 6), (96, 4, 3)], 100, 64, 2),  # even patch size
+        ([(30, 4, 4), (30, 8, 8)], 50, 33, 3),  # the finer layer second
+    ],
+)
+def test_equals_the_definition(shapes, pretrain, target, patchsize):
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, *shape, generator=generator) for shape in shapes]
+    embedding = PatchEmbedding(
+        [shape[0] for shape in shapes],
+        pretrain_embed_dimension=pretrain,
+        target_embed_dimension=target,
+        patchsize=patchsize,
+    )
+    wanted = by_unfolding(maps, pretrain, target, patchsize)
+    height, width = embedding.grid(maps)
+    out = torch.full((2 * height * width, target), torch.nan)  # whatever was there before does not matter
+    assert embedding(maps, out=out) is out
+    assert torch.allclose(out, wanted, atol=1e-5)
+    assert torch.allclose(embedding([x.to(memory_format=torch.channels_last) for x in maps]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pretrain_embed_dimension", "target_embed_dimension", "patchsize"])
+def test_sizes_below_one(name):
+    with pytest.raises(SettingsError, match=f"{name} is 0"):
+        PatchEmbedding([8], **{name: 0})
