@@ -327,8 +327,10 @@ def _evaluate(
     categories = _categories(data)
 
     def open_model(path: Path) -> Detector:
-        detector = load_detector(path, loader["weights"] or None, data["resize"], device=device, **data["reading"])
-        first = detector.members[0] if isinstance(detector, PatchCoreEnsemble) else detector
+        detector = load_detector(path, loader["weights"] or None, data["resize"], device=device)
+        for member in detector.members:
+            member.batch_size, member.workers = data["reading"].values()
+        first = detector.members[0]
         if data["imagesize"] not in (None, first.transform.size[0]):
             raise ModelError(
                 f"the model in {path} was trained with imagesize {first.transform.size[0]} and resize "

@@ -270,7 +270,7 @@ class Transform:
             image = F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
         else:
             image = F.resize(image, self.resize, mode)
-        return np.asarray(image)
+        return np.array(image)
 
     def image(self, sample: Sample) -> np.ndarray:
         """Read a sample's image: (H, W, 3), uint8. Raises DataError as `read_rgb`."""

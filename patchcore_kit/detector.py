@@ -99,6 +99,11 @@ class PatchCore:
             device=backbone.device,
         )
 
+    @property
+    def members(self) -> tuple["PatchCore", ...]:
+        """Itself alone: so that one PatchCore and an ensemble can be treated alike."""
+        return (self,)
+
     @torch.inference_mode()
     def fit(self, samples: Sequence[Sample]) -> "PatchCore":
         """Fill the memory bank from good images.

@@ -217,8 +217,7 @@ def _evaluate(
 ) -> None:
     """Predict, write what is asked for, and last of all the row: a category with a row is complete."""
     name = row_name(category)
-    members = detector.members if isinstance(detector, PatchCoreEnsemble) else (detector,)
-    costs = {"bank_rows": sum(len(member.bank_) for member in members), **costs}
+    costs = {"bank_rows": sum(len(member.bank_) for member in detector.members), **costs}
     if category.test:
         started = time.perf_counter()
         predictions = detector.predict(category.test, mask_rule=outputs.mask_rule)
@@ -229,13 +228,15 @@ def _evaluate(
             predictions.save_table(results.folder / "predictions" / f"{name}.csv")
         if outputs.images:
             pictures = results.folder / "segmentation_images" / name
-            save_segmentation_images(pictures, category.test, members[0].transform, predictions, progress=progress)
+            save_segmentation_images(
+                pictures, category.test, detector.members[0].transform, predictions, progress=progress
+            )
     else:
         metrics = dict.fromkeys(METRICS) | {
             "mask_rule": outputs.mask_rule,
             "undefined": "all metrics: no test images",
         }
-    weights = ", ".join(member.backbone.weights for member in members)
+    weights = ", ".join(member.backbone.weights for member in detector.members)
     numbers = {key: metrics.pop(key) for key in METRICS}
     results.add(name, numbers | dict.fromkeys(COSTS) | costs | {"weights": weights} | metrics)
     LOGGER.info("%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in list(numbers.items())[:4] if v is not None))

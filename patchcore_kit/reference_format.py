@@ -135,10 +135,9 @@ def _content(path: Path) -> bytes:
 
 
 def _read_params(path: Path) -> dict:
+    content = io.BytesIO(_content(path))
     try:
-        params = _PlainUnpickler(io.BytesIO(_content(path))).load()
-    except ModelError:
-        raise
+        params = _PlainUnpickler(content).load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ModelError(f"{path} is not a PatchCore settings file ({error}): copy it again") from None
     for key, kind in PARAMS.items():
@@ -150,8 +149,9 @@ def _read_params(path: Path) -> dict:
 
 
 def _read_index(path: Path, dimension: int) -> np.ndarray:
+    content = np.frombuffer(_content(path), dtype=np.uint8)
     try:
-        index = faiss.deserialize_index(np.frombuffer(_content(path), dtype=np.uint8))
+        index = faiss.deserialize_index(content)
     except RuntimeError:
         raise ModelError(f"{path} is not a FAISS index, or a damaged one: copy it again") from None
     if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_L2 or index.d != dimension:

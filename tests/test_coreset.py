@@ -63,7 +63,9 @@ def test_samplers_keep_the_percentage(sampler):
 def test_greedy_covers_better_than_random():
     features = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
     radius = {
-        sampler: torch.cdist(features, features[select(features, sampler, 0.05, projection=None, progress=False)]).amin(1).max()
+        sampler: torch.cdist(features, features[select(features, sampler, 0.05, projection=None, progress=False)])
+        .amin(1)
+        .max()
         for sampler in ("approx_greedy_coreset", "random")
     }
     assert radius["approx_greedy_coreset"] < radius["random"]

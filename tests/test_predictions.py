@@ -1,0 +1,96 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import patchcore_kit as pk
+
+
+def predictions(labels, masks="by label", **other):
+    labels = np.array(labels)
+    rng = np.random.default_rng(0)
+    maps = rng.random((len(labels), 8, 6)).astype(np.float32)
+    if isinstance(masks, str):
+        masks = np.zeros(maps.shape, dtype=bool)
+        masks[labels == 1, 2:4, 2:5] = True
+        maps += masks
+    names = tuple(f"test/{'dent' if label == 1 else 'good'}/{i:03}.png" for i, label in enumerate(labels))
+    return pk.Predictions(maps.max(axis=(1, 2)), maps, labels, masks, names, **other)
+
+
+def test_saved_and_loaded(tmp_path):
+    before = predictions([0, 1, 1, 0], mask_rule="nearest", weights="random")
+    before.save(tmp_path / "new/part.npz")
+    after = pk.Predictions.load(tmp_path / "new/part.npz")
+    for name in ("scores", "maps", "labels", "masks"):
+        assert (getattr(after, name) == getattr(before, name)).all()
+    assert (after.names, after.mask_rule, after.weights) == (before.names, "nearest", "random")
+    assert pk.evaluate(after) == pk.evaluate(before)
+    with np.load(tmp_path / "new/part.npz") as file:  # what another program sees
+        assert {"scores", "maps", "labels", "masks", "names", "image_threshold", "pixel_threshold"} <= set(file)
+        assert file["image_threshold"] == before.image_threshold
+        assert file["pixel_threshold"] == before.pixel_threshold
+
+
+def test_saved_and_loaded_without_masks(tmp_path):
+    predictions([0, 0], masks=None).save(tmp_path / "part.npz")
+    after = pk.Predictions.load(tmp_path / "part.npz")
+    assert after.masks is None
+    assert after.pixel_threshold is None
+
+
+def test_thresholds_split_what_can_be_split():
+    some = predictions([0, 1, 1, 0, 0])
+    assert ((some.scores >= some.image_threshold) == (some.labels == 1)).all()
+    assert pk.evaluate(some)["instance_f1"] == 1
+
+
+def test_table(tmp_path):
+    some = predictions([0, 1, 1])
+    some.save_table(tmp_path / "part.csv")
+    table = pd.read_csv(tmp_path / "part.csv")
+    assert table["defect"].tolist() == ["good", "dent", "dent"]
+    assert table["verdict"].tolist() == ["good", "defective", "defective"]
+    assert table["score"].to_numpy() == pytest.approx(some.scores)
+    assert table["mask_area"].tolist() == pytest.approx([0, 6 / 48, 6 / 48])
+
+
+@pytest.mark.parametrize("masks", ["by label", None])
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1], [-1, -1], [0]])
+def test_one_class_gives_reasons_not_numbers(labels, masks):
+    metrics = pk.evaluate(predictions(labels, masks))
+    assert metrics["instance_auroc"] is metrics["image_threshold"] is None
+    assert "image metrics: needs good and defective images" in metrics["undefined"]
+    if masks is None:
+        assert metrics["full_pro"] is None
+        assert "pixel metrics: needs a mask of every defective image" in metrics["undefined"]
+    elif 1 not in labels:
+        assert metrics["full_pixel_auroc"] is None
+        assert "pixel metrics: needs good and defective pixels" in metrics["undefined"]
+
+
+def test_defects_that_fill_their_images():
+    masks = np.zeros((2, 8, 6), dtype=bool)
+    masks[1] = True
+    metrics = pk.evaluate(predictions([0, 1], masks))
+    assert metrics["full_pixel_auroc"] is not None
+    assert metrics["anomaly_pixel_auroc"] is metrics["anomaly_pro"] is None
+    assert "needs good pixels in defective images" in metrics["undefined"]
+
+
+def test_unknown_labels_are_left_out():
+    some, more = predictions([0, 1, 0, 1], None), predictions([0, 1, 0, 1, -1], None)
+    assert pk.evaluate(more)["instance_auroc"] == pk.evaluate(some)["instance_auroc"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text"])
+def test_files_that_are_no_predictions(tmp_path, content):
+    if content is not None:
+        (tmp_path / "part.npz").write_bytes(content)
+    with pytest.raises(pk.ResultsError, match=r"cannot read predictions from .*part.npz"):
+        pk.Predictions.load(tmp_path / "part.npz")
+
+
+def test_pickles_in_predictions_are_refused(tmp_path):
+    np.savez(tmp_path / "part.npz", names=np.array([object()]), mask_rule="inside", weights="")
+    with pytest.raises(pk.ResultsError, match="cannot read predictions"):
+        pk.Predictions.load(tmp_path / "part.npz")

@@ -1,0 +1,165 @@
+import hashlib
+import pickle
+
+import faiss
+import numpy as np
+import pytest
+
+import patchcore_kit as pk
+from patchcore_kit import reference_format as rf
+
+
+def params(**changes):
+    usual = {
+        "backbone.name": "wideresnet50",
+        "layers_to_extract_from": ("layer2", "layer3"),
+        "input_shape": (3, 224, 224),
+        "pretrain_embed_dimension": 1024,
+        "target_embed_dimension": 1024,
+        "patchsize": 3,
+        "patchstride": 1,
+        "anomaly_scorer_num_nn": 1,
+    }
+    return usual | changes
+
+
+ENSEMBLE = {"target_embed_dimension": 384, "layers_to_extract_from": ["layer2", "layer3"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "digest"),
+    [
+        ({}, 228, "3cddb4fe0c5b830a634abd810e36d7221c1d0d7743ff9920e8a3809545187bcb"),
+        (
+            ENSEMBLE | {"backbone.name": "wideresnet101"},
+            231,
+            "3250f10f80a0588884907aa04eb9c7a81b8a33ee0be271bbd4a607f35c540e5c",
+        ),
+        (
+            ENSEMBLE
+            | {
+                "backbone.name": "densenet201",
+                "layers_to_extract_from": ["features.denseblock2", "features.denseblock3"],
+            },
+            257,
+            "f6e1bf9a89736ba8050fd5920421abc36070482490337e30a1995e49b24fc243",
+        ),
+    ],
+)
+def test_settings_equal_the_published_files(changes, size, digest):
+    """Sizes and sha256 of patchcore_params.pkl in the reference's published models."""
+    content = rf.params_bytes(params(**changes))
+    assert len(content) == size
+    assert hashlib.sha256(content).hexdigest() == digest
+
+
+@pytest.fixture
+def model():
+    rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    settings = params(target_embed_dimension=8)
+    return rf.SavedModel(settings, rows, {"resize": 256}, np.arange(30) // 10, np.arange(30) % 10)
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    rf.write_model(tmp_path, model)
+    return tmp_path
+
+
+def test_reference_files_are_written_byte_for_byte(golden, tmp_path):
+    theirs = golden / "reference_model/models/mvtec_bottle"
+    rf.write_model(tmp_path, rf.read_model(theirs))
+    for name in (rf.PARAMS_FILE, rf.INDEX_FILE):
+        assert (tmp_path / name).read_bytes() == (theirs / name).read_bytes()
+
+
+def test_written_and_read(folder, model):
+    again = rf.read_model(folder)
+    assert again.params == model.params
+    assert again.extras == model.extras
+    for name in ("rows", "images", "cells"):
+        assert (getattr(again, name) == getattr(model, name)).all()
+
+
+def test_index_is_what_the_reference_reads(folder, model):
+    index = faiss.read_index(str(folder / rf.INDEX_FILE))
+    assert (folder / rf.INDEX_FILE).stat().st_size == 45 + 4 * model.rows.size
+    assert index.search(model.rows, 1)[1].ravel().tolist() == list(range(30))
+
+
+def test_the_reference_lacks_what_the_kit_adds(folder):
+    (folder / rf.EXTRAS_FILE).unlink()
+    (folder / rf.ORIGINS_FILE).unlink()
+    again = rf.read_model(folder)
+    assert again.extras == {}
+    assert again.images is None
+
+
+def test_ensembles(tmp_path, model):
+    for i in range(3):
+        rf.write_model(tmp_path, model, rf.ensemble_prefix(i, 3))
+    assert rf.prefixes(tmp_path) == ["Ensemble-1-3_", "Ensemble-2-3_", "Ensemble-3-3_"]
+    (tmp_path / f"Ensemble-2-3_{rf.PARAMS_FILE}").unlink()
+    with pytest.raises(pk.ModelError, match=r"lacks Ensemble-2-3_patchcore_params.pkl"):
+        rf.prefixes(tmp_path)
+
+
+def refused(folder, message):
+    with pytest.raises(pk.ModelError, match=message):
+        rf.read_model(folder)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("value", [Evil(), np.float64(1), print])
+def test_pickles_that_import_anything_are_refused(folder, value, capsys):
+    (folder / rf.PARAMS_FILE).write_bytes(pickle.dumps(params(patchsize=value)))
+    refused(folder, "patchcore_params.pkl is not a PatchCore settings file .*it asks for")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a PatchCore settings file"),
+        (b"\x80\x05nonsense", "not a PatchCore settings file"),
+        (pickle.dumps([1, 2]), "no usable 'backbone.name'"),
+        (pickle.dumps({"backbone.name": "x"}), "no usable 'layers_to_extract_from'"),
+        (pickle.dumps(params(patchsize="3")), "no usable 'patchsize'"),
+        (pickle.dumps(params(target_embed_dimension=8, patchstride=2)), "patchstride 2"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git-LFS pointer"),
+    ],
+)
+def test_settings_files_that_cannot_be_used(folder, content, message):
+    (folder / rf.PARAMS_FILE).write_bytes(content)
+    refused(folder, f"patchcore_params.pkl.*{message}")
+
+
+def test_index_files_that_cannot_be_used(folder, model):
+    path = folder / rf.INDEX_FILE
+    content = path.read_bytes()
+    for damaged in (b"", b"nonsense", content[:40], content[:-40]):
+        path.write_bytes(damaged)
+        refused(folder, r"search_index.faiss is not a FAISS index")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    refused(folder, r"search_index.faiss is a Git-LFS pointer")
+    faiss.write_index(faiss.IndexFlatL2(9), str(path))
+    refused(folder, "holds a IndexFlatL2 of dimension 9")
+    faiss.write_index(faiss.IndexFlatIP(8), str(path))
+    refused(folder, "holds a IndexFlatIP")
+    path.unlink()
+    refused(folder, r"no file .*search_index.faiss")
+
+
+def test_own_files_that_are_damaged(folder):
+    (folder / rf.EXTRAS_FILE).write_text("{")
+    refused(folder, r"cannot read .*patchcore_kit.json")
+
+
+def test_folders_without_a_model(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(pk.ModelError, match=f"no model in {folder}"):
+            rf.prefixes(folder)
