@@ -17,7 +17,7 @@ help: ## this list
 workshop: .venv/ready sample-data ## set up, train and evaluate every category of the sample data
 	$(RUN) bin/run_patchcore.py --resume --log_project step1 --log_group 0000 \
 	    --save_patchcore_model --save_predictions --save_segmentation_images experiments \
-	    patch_core -b resnet18 --weights random sampler dataset mvtec data/sample
+	    patch_core -b resnet18 --weights random sampler approx_greedy_coreset dataset mvtec data/sample
 
 test: .venv/ready ## set up and run the tests
 	$(RUN) -m pytest

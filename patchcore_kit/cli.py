@@ -210,7 +210,7 @@ def patch_core(**options):
 
 
 @run_patchcore.command("sampler")
-@click.argument("name", default="approx_greedy_coreset", metavar=f"[{'|'.join(SAMPLERS)}]")
+@click.argument("name", metavar=f"[{'|'.join(SAMPLERS)}]")
 @click.option("--percentage", "-p", type=float, default=0.1, show_default=True)
 def sampler(name, percentage):
     """Which patches the memory bank keeps."""

@@ -188,7 +188,17 @@ class PatchCore:
             LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
             return None
         read = Transform(self.resize, self.imagesize, mask_rule).mask
-        return np.concatenate(list(read_batches(samples, read, self.batch_size, self.workers)))
+        masks = np.concatenate(list(read_batches(samples, read, self.batch_size, self.workers)))
+        drawn = np.array([sample.mask_path is not None for sample in samples])
+        unseen = np.count_nonzero(drawn & ~masks.any(axis=(1, 2)))
+        if unseen:
+            LOGGER.warning(
+                "%d of %d masks are empty within the central crop: the network does not see those defects; "
+                "resize=(H, W) shows it whole images",
+                unseen,
+                np.count_nonzero(drawn),
+            )
+        return masks
 
     def save(self, folder: Path | str) -> None:
         """Write a model folder, in the reference's format and with what it lacks; one that was there is replaced.

@@ -1,0 +1,452 @@
+"""Networks by name: what they compute, where their weights are found, and what is said when they are not."""
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from patchcore_kit import backbones
+from patchcore_kit.backbones import Backbone, backbone_names, load_backbone
+from patchcore_kit.errors import SettingsError, WeightsError
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights" / "resnet18.pth"
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason="no real weights beside the project")
+
+
+@pytest.fixture(autouse=True)
+def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights on this machine, no proxy, and a name server that knows no host."""
+    def no_network(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "TORCH_HUB",
+                     "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("PATCHCORE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # the variables are read at import
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    """Weights of a ResNet-18 that stop after layer1, as torchvision and timm name them."""
+    whole = load_backbone("resnet18", ("layer1",), weights="random", seed=7)._network.state_dict()
+    return {name: tensor for name, tensor in whole.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def load_layer1(name: str = "resnet18", weights: Path | str | None = None) -> Backbone:
+    return load_backbone(name, ("layer1",), weights)
+
+
+def has_weights(backbone: Backbone, tensors: dict[str, torch.Tensor]) -> bool:
+    own = backbone._network.state_dict()
+    return all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
+
+
+# --- maps -------------------------------------------------------------------------------------------------------
+
+
+def plain(network: torchvision.models.ResNet, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+        maps = {}
+        for layer in ("layer1", "layer2", "layer3"):
+            for i, block in enumerate(getattr(network, layer)):
+                x = maps[f"{layer}.{i}"] = maps[layer] = block(x)
+    return maps
+
+
+@needs_weights
+def test_maps_equal_the_plain_forward_pass(images: torch.Tensor) -> None:
+    network = torchvision.models.resnet18().eval()
+    network.load_state_dict(torch.load(WEIGHTS, weights_only=True), strict=False)
+    expected = plain(network, images)
+    backbone = load_backbone("resnet18", weights=WEIGHTS)
+    assert backbone.weights == str(WEIGHTS) and not backbone.is_random
+    assert backbone.channels == (128, 256)
+    for output, layer in zip(backbone(images), ("layer2", "layer3"), strict=True):
+        assert output.shape == expected[layer].shape
+        assert (output - expected[layer]).abs().max() < 1e-5
+
+
+def test_layers_come_in_the_order_given_also_nested_ones_and_their_parents(images: torch.Tensor) -> None:
+    layers = ("layer3", "layer1.0", "layer2", "layer2.1")
+    expected = plain(backbones._build(backbones._resolve("resnet18"), seed=0), images)
+    backbone = load_backbone("resnet18", layers, weights="random")
+    assert backbone.layers == layers and backbone.channels == (256, 64, 128, 128)
+    for output, layer in zip(backbone(images), layers, strict=True):
+        assert torch.equal(output, expected[layer])
+
+
+def test_nothing_after_the_last_layer_is_kept_and_nothing_is_trainable(images: torch.Tensor) -> None:
+    network = load_backbone("resnet18", ("layer2", "layer1"), weights="random")._network
+    assert {name.split(".")[0] for name in network.state_dict()} == {"conv1", "bn1", "layer1", "layer2"}
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert all(output.is_inference() for output in load_layer1(weights="random")(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "shapes"),
+    [
+        ("vgg11", ("features.5", "features.10"), [(128, 56, 56), (256, 28, 28)]),
+        ("densenet121", ("features.denseblock1", "features.denseblock2"), [(256, 56, 56), (512, 28, 28)]),
+        ("densenet201", "features.denseblock1", [(256, 56, 56)]),
+        ("googlenet", ("inception3a",), [(256, 28, 28)]),
+        ("mnasnet_a1", ("blocks.1", "blocks.2.0"), [(24, 56, 56), (40, 28, 28)]),
+        ("convnext_atto", ("stages.1", "stages.0.blocks.0.mlp"), [(80, 28, 28), (40, 56, 56)]),  # mlp: NHWC
+        ("vit_b_32", ("conv_proj", "encoder.layers.encoder_layer_1"), [(768, 7, 7), (768, 7, 7)]),  # a class token
+        ("deit_tiny_distilled_patch16_224", ("blocks.3", "patch_embed"), [(192, 14, 14), (192, 14, 14)]),  # two
+        ("swin_t", ("features.1", "permute"), [(96, 56, 56), (768, 7, 7)]),
+        ("swin_tiny_patch4_window7_224", ("layers.1", "layers.0"), [(192, 28, 28), (96, 56, 56)]),
+    ],
+)
+def test_maps_of_other_families(name: str, layers: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
+    backbone = load_backbone(name, layers, weights="random")
+    outputs = backbone(torch.randn(2, 3, 224, 224))
+    assert [tuple(output.shape) for output in outputs] == [(2, *shape) for shape in shapes]
+    assert backbone.channels == tuple(shape[0] for shape in shapes)
+
+
+def test_tokens_keep_their_places() -> None:
+    backbone = load_backbone("deit_tiny_distilled_patch16_224", ("blocks.0",), weights="random")
+    network = backbones._build(backbones._resolve(backbone.name), seed=0)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        tokens = network.blocks[0](network._pos_embed(network.patch_embed(images)))
+    (output,) = backbone(images)
+    assert torch.equal(output[0, :, 3, 5], tokens[0, 2 + 3 * 14 + 5])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("vit_b_32", "encoder.layers.encoder_layer_0"),
+                                             ("deit_tiny_distilled_patch16_224", "blocks.0")])
+def test_a_size_that_the_network_does_not_take(name: str, layer: str) -> None:
+    backbone = load_backbone(name, (layer,), weights="random")
+    with pytest.raises(SettingsError, match=r"256x224 pixels.*224x224"):
+        backbone(torch.zeros(1, 3, 256, 224))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64),
+                                    torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
+def test_what_is_not_a_batch_of_images(images: torch.Tensor) -> None:
+    with pytest.raises(SettingsError, match="float images"):
+        load_layer1(weights="random")(images)
+
+
+# --- random weights ---------------------------------------------------------------------------------------------
+
+
+def test_random_weights_depend_on_the_seed_alone(images: torch.Tensor) -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    one, same, other = (load_backbone("resnet18", weights="random", seed=seed) for seed in (1, 1, 2))
+    shorter = load_backbone("resnet18", ("layer2",), weights="random", seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert one.is_random and one.weights == "random" and one.seed == 1
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert torch.equal(one(images)[0], shorter(images)[0])
+    assert re.fullmatch("[0-9a-f]{8}", one.fingerprint)
+
+
+def test_the_fingerprint_sees_every_weight_but_not_the_order_of_layers() -> None:
+    one = load_backbone("resnet18", ("layer1", "layer2"), weights="random")
+    two = load_backbone("resnet18", ("layer2", "layer1"), weights="random")
+    three = load_backbone("resnet18", ("layer1", "layer2"), weights="random")
+    three._network.get_submodule("layer2.1.bn2").running_var[5] += 1e-3
+    assert one.fingerprint == two.fingerprint != three.fingerprint
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same_fingerprint_and_maps(images: torch.Tensor) -> None:
+    cpu, gpu = (load_backbone("resnet18", weights="random", device=device) for device in ("cpu", "cuda"))
+    assert cpu.fingerprint == gpu.fingerprint
+    for expected, output in zip(cpu(images), gpu(images), strict=True):
+        assert output.is_cuda and torch.allclose(output.cpu(), expected, rtol=1e-2, atol=1e-2)
+
+
+# --- names, layers, devices -------------------------------------------------------------------------------------
+
+
+def test_every_reference_name_stands_for_a_network() -> None:
+    import timm
+
+    assert len(backbone_names()) == 41
+    published = set(timm.list_pretrained())
+    for name in backbone_names():
+        if name == "bninception":
+            with pytest.raises(WeightsError, match="no longer published"):
+                backbones._resolve(name)
+            continue
+        source = backbones._resolve(name)
+        if source.library == "torchvision":
+            assert source.architecture in torchvision.models.list_models() and source.origin == "IMAGENET1K_V1"
+            assert re.search(r"-[0-9a-f]{8}\.pth$", source.url_file)
+        elif name != "resnet200":
+            assert source.architecture in published and source.hub == f"timm/{source.architecture}" == source.origin
+
+
+def test_resnet200_was_never_published() -> None:
+    with pytest.raises(WeightsError, match=r"nobody publishes weights for 'resnet200'.*random"):
+        load_backbone("resnet200")
+
+
+def test_names_outside_the_table() -> None:
+    assert backbones._resolve("resnet18").origin == "IMAGENET1K_V1"  # torchvision's before timm's
+    assert backbones._resolve("resnet18.a1_in1k").library == "timm"
+    assert backbones._resolve("vit_h_14").url_file.startswith("vit_h_14_lc_swag")  # made for 224x224
+
+
+@pytest.mark.parametrize("name", ["wide_resnet50", "resnet18.a1_in2k", "", "../resnet18"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"no backbone is called {re.escape(repr(name))}"):
+        load_backbone(name)
+    with pytest.raises(SettingsError, match=r"did you mean .*wide_resnet50_2"):
+        load_backbone("wide_resnet50")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (("layer2", "layer5"), "resnet18 has no layer 'layer5': choose .*layer4"),
+        (("",), "from conv1, bn1"),
+        (("layer1.conv1",), "layer1.0.conv1"),
+        (("fc",), r"layer 'fc' of resnet18 gives \(1, 1000\), which is no map"),
+        ((), "at least one"),
+        (("layer2", "layer2"), "only once"),
+    ],
+)
+def test_layers_that_cannot_be_used(layers: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_backbone("resnet18", layers, weights="random")
+
+
+def test_a_list_of_modules_that_is_never_called() -> None:
+    with pytest.raises(SettingsError, match=r"layer 'stages' .* not run as one step"):
+        load_backbone("mambaout_femto", ("stages", "stages.0"), weights="random")
+
+
+def test_a_network_that_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+    monkeypatch.setattr(torchvision.models.ResNet, "forward", forward)
+    with pytest.raises(SettingsError, match=r"resnet18 cannot be cut \(TraceError"):
+        load_layer1(weights="random")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps"])
+def test_devices_that_are_not_there(device: str) -> None:
+    with pytest.raises(SettingsError, match=device):
+        load_backbone("resnet18", weights="random", device=device)
+
+
+# --- finding weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name"),
+    [
+        *[("resnet18", f"resnet18{suffix}") for suffix in (".pth", ".pt", ".safetensors")],
+        ("resnet18", "resnet18-f37072fd.pth"),
+        ("resnet18.a1_in1k", "resnet18.a1_in1k.safetensors"),
+        ("resnet18.a1_in1k", "resnet18.a1_in1k.pth"),
+        ("resnet18.a1_in1k", "resnet18_a1_0-d63eafa0.pth"),
+    ],
+)
+def test_weights_folder(name: str, file_name: str, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "weights" / file_name
+    path.parent.mkdir()
+    (save_file if path.suffix == ".safetensors" else torch.save)(tensors, path)
+    backbone = load_layer1(name)
+    assert backbone.weights == str(path)
+    assert has_weights(backbone, tensors)
+
+
+def test_a_files_name_may_be_the_kits_or_the_architectures() -> None:
+    names = backbones._resolve("wideresnet50").file_names
+    assert names[0] == "wide_resnet50_2-95faca4d.pth" and {"wideresnet50.pth", "wide_resnet50_2.pt"} < set(names)
+    names = backbones._resolve("efficientnet_b3a").file_names
+    assert names[0] == "efficientnet_b3.ra2_in1k.safetensors" and "efficientnet_b3a.pth" in names
+    assert "resnet18.pth" not in backbones._resolve("resnet18.a1_in1k").file_names  # another network's
+
+
+def test_weights_of_the_work_folder(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PATCHCORE_WEIGHTS")
+    monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    torch.save(tensors, tmp_path / "weights" / "resnet18.pth")
+    assert load_layer1().weights == str(tmp_path / "weights" / "resnet18.pth")
+
+
+def test_torch_hub_cache(tensors: dict[str, torch.Tensor]) -> None:
+    path = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
+    path.parent.mkdir(parents=True)
+    torch.save(tensors, path)
+    backbone = load_layer1()
+    assert backbone.weights == "IMAGENET1K_V1"
+    assert has_weights(backbone, tensors)
+
+
+def test_hugging_face_cache(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    save_file(tensors, repository / "snapshots" / "abc" / "model.safetensors")
+    backbone = load_layer1("resnet18.a1_in1k")
+    assert backbone.weights == "timm/resnet18.a1_in1k"
+    assert has_weights(backbone, tensors)
+
+
+# --- the network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hanging", [False, True])
+@pytest.mark.parametrize(
+    ("name", "file_name", "host"),
+    [("wideresnet50", "wide_resnet50_2-95faca4d.pth", "download.pytorch.org"),
+     ("vit_deit_base", "deit_base_patch16_224.fb_in1k.safetensors", "huggingface.co")],
+)
+def test_without_a_network_the_error_comes_at_once(
+    name: str, file_name: str, host: str, hanging: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hanging:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(4))
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match=re.escape(host)) as caught:
+        load_backbone(name)
+    assert time.monotonic() - started < 2
+    for part in (f"put {file_name} ", str(tmp_path / "weights"), 'weights="random"'):
+        assert part in str(caught.value)
+
+
+def test_hf_hub_offline_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE forbids downloads"):
+        load_backbone("resnet18.a1_in1k")
+
+
+def test_downloads_go_to_the_librarys_cache(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_torch(url: str, path: str, checksum: str | None) -> None:
+        assert url == "https://download.pytorch.org/models/resnet18-f37072fd.pth" and checksum == "f37072fd"
+        torch.save(tensors, path)
+
+    def from_hub(repository: str, file_name: str) -> str:
+        assert (repository, file_name) == ("timm/resnet18.a1_in1k", "model.safetensors")
+        save_file(tensors, tmp_path / file_name)
+        return str(tmp_path / file_name)
+
+    monkeypatch.setattr(backbones, "_answers", lambda *_: True)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", from_torch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
+    for name, origin in (("resnet18", "IMAGENET1K_V1"), ("resnet18.a1_in1k", "timm/resnet18.a1_in1k")):
+        backbone = load_layer1(name)
+        assert backbone.weights == origin
+        assert has_weights(backbone, tensors)
+
+
+def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_answers", lambda *_: True)
+    with pytest.raises(WeightsError, match=r"cannot download the weights of 'resnet18' .*put resnet18-f37072fd.pth"):
+        load_backbone("resnet18")
+
+
+# --- reading weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"epoch": 3, "state_dict": tensors},
+        lambda tensors: {"model": {f"module.{name}": tensor for name, tensor in tensors.items()}},
+        lambda tensors: {**tensors, "fc.weight": torch.zeros(2, 2)},
+        lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
+    ],
+)
+def test_wrapped_weights(wrap: object, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(wrap(tensors), tmp_path / "w.pth")
+    backbone = load_layer1(weights=tmp_path / "w.pth")
+    assert has_weights(backbone, tensors)
+    assert all(tensor.dtype == torch.float32 for tensor in backbone._network.parameters())
+
+
+def test_old_names_in_densenet_files(tmp_path: Path) -> None:
+    whole = load_backbone("densenet201", ("features.denseblock1",), weights="random")
+    old = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", name): tensor
+           for name, tensor in whole._network.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "w.pth")
+    for name in ("densenet201", "densenet201.tv_in1k"):
+        backbone = load_backbone(name, ("features.denseblock1",), weights=tmp_path / "w.pth")
+        assert backbone.fingerprint == whole.fingerprint
+
+
+def test_timm_translates_older_files(tmp_path: Path) -> None:
+    name, layers = "swin_tiny_patch4_window7_224", ("layers.1",)
+    whole = load_backbone(name, layers, weights="random")
+    # the original files have the down-sampling at the end of a stage
+    old = {re.sub(r"layers.(\d).downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key): tensor
+           for key, tensor in whole._network.state_dict().items()}
+    assert "layers.0.downsample.reduction.weight" in old
+    torch.save({"model": old}, tmp_path / "w.pth")
+    assert load_backbone(name, layers, weights=tmp_path / "w.pth").fingerprint == whole.fingerprint
+
+
+def test_weights_that_do_not_fit(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(tensors, path)
+    with pytest.raises(WeightsError, match=r"w\.pth does not fit resnet18 .*it has no layer2\.0\.conv1\.weight"):
+        load_backbone("resnet18", ("layer2",), weights=path)
+    torch.save({**tensors, "layer1.0.bn1.running_mean": torch.zeros(65)}, path)
+    with pytest.raises(WeightsError, match=r"its layer1\.0\.bn1\.running_mean is \(65,\), not \(64,\)"):
+        load_layer1(weights=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"not weights at all", "cannot be read as weights"),
+        (b"", "cannot be read as weights"),
+        (b"PK\x03\x04 cut short", "cannot be read as weights"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_hold_no_weights(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_layer1(weights=path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_that_hold_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save([1, 2], path)
+    with pytest.raises(WeightsError, match="holds no weights by name"):
+        load_layer1(weights=path)
+    torch.save(torch.nn.Linear(1, 1), path)  # a whole module would run code when unpickled
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        load_layer1(weights=path)
+    with pytest.raises(WeightsError, match=r"none\.pth is not there"):
+        load_layer1(weights=tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_layer1(weights=tmp_path)

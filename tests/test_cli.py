@@ -1,0 +1,268 @@
+"""The command line as it is typed: what it writes, and that bad input gives one sentence and nothing half-written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import patchcore_kit as pk
+from patchcore_kit import reference_format as rf
+from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NETWORK = ["patch_core", "-b", "resnet18", "--weights", "random"]
+SIZE = ["--resize", "72", "--imagesize", "64"]
+
+
+def run(command, *args, code=0):
+    result = CliRunner().invoke(command, [str(a) for a in args])
+    if code == 0 and result.exception:
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def train_args(results, data, *, options=(), network=NETWORK, sampler=("approx_greedy_coreset",), dataset=SIZE):
+    return [*options, results, *network, "sampler", *sampler, "dataset", *dataset, "mvtec", data]
+
+
+@pytest.fixture
+def data(sample_root, tmp_path):
+    """A data set of one's own, to break."""
+    shutil.copytree(sample_root, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(sample_root, tmp_path_factory):
+    results = tmp_path_factory.mktemp("trained")
+    options = ("--save_patchcore_model", "--save_predictions", "--log_project", "step1", "--log_group", "0000")
+    run(run_patchcore, *train_args(results, sample_root, options=options))
+    return results / "step1" / "0000"
+
+
+def test_training_then_evaluating_gives_the_same_numbers(trained, sample_root, tmp_path):
+    models = [part for name in ("pill", "weave") for part in ("-p", trained / "models" / f"mvtec_{name}")]
+    result = run(
+        load_and_evaluate_patchcore,
+        *("--save_predictions", "--save_segmentation_images", tmp_path / "evaluation"),
+        *("patch_core_loader", *models, "dataset", "-d", "pill", "-d", "weave", "mvtec", sample_root),
+    )
+    before, after = (pk.read_results(folder / "results.csv") for folder in (trained, tmp_path / "evaluation"))
+    metrics = ["instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "pixel_threshold"]
+    pd.testing.assert_frame_equal(before[metrics], after[metrics], check_exact=True)
+    for name in ("mvtec_pill", "mvtec_weave"):
+        one, other = (
+            pk.Predictions.load(f / "predictions" / f"{name}.npz") for f in (trained, tmp_path / "evaluation")
+        )
+        assert (one.maps == other.maps).all()
+        assert any((tmp_path / "evaluation/segmentation_images" / name).iterdir())
+    assert "weights: random" in result.output  # whoever reads the table must know
+    assert "mask rule: inside" in result.output
+
+
+def test_training_again_and_resuming(trained, sample_root):
+    options = ("--resume", "--save_patchcore_model", "--log_project", "step1", "--log_group", "0000")
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    run(run_patchcore, *train_args(trained.parent.parent, sample_root, options=options))
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == before
+    fresh = ("--log_project", "step1", "--log_group", "0000")
+    run(run_patchcore, *train_args(trained.parent.parent, sample_root, options=fresh, dataset=[*SIZE, "-d", "pill"]))
+    assert pk.read_results(trained.parent / "0000_0" / "results.csv").index.tolist() == ["mvtec_pill", "Mean"]
+
+
+def test_ensemble_with_seeds_of_its_own(sample_root, tmp_path):
+    network = [
+        *("patch_core", "-b", "resnet18.seed-1", "-b", "resnet18.seed-2", "--weights", "random"),
+        *("-le", "0.layer2", "-le", "1.layer2", "-le", "1.layer3", "--target_embed_dimension", "384"),
+    ]
+    args = train_args(
+        tmp_path, sample_root, options=["--save_patchcore_model"], network=network, dataset=[*SIZE, "-d", "pill"]
+    )
+    run(run_patchcore, *args)
+    folder = tmp_path / "project/group/models/mvtec_pill"
+    first, second = (rf.read_model(folder, prefix) for prefix in rf.prefixes(folder))
+    assert [m.params["backbone.name"] for m in (first, second)] == ["resnet18", "resnet18"]
+    assert [m.params["layers_to_extract_from"] for m in (first, second)] == [["layer2"], ["layer2", "layer3"]]
+    assert [m.extras["seed"] for m in (first, second)] == [1, 2]
+    assert first.extras["weights_fingerprint"] != second.extras["weights_fingerprint"]
+    model = ["patch_core_loader", "-p", folder, "dataset", "-d", "pill", "mvtec", sample_root]
+    run(load_and_evaluate_patchcore, tmp_path / "evaluation", *model)
+    numbers = [
+        pk.read_results(f / "results.csv")["instance_auroc"] for f in (folder.parents[1], tmp_path / "evaluation")
+    ]
+    assert numbers[0].equals(numbers[1])
+
+
+@pytest.mark.parametrize("sampler", ["identity", "greedy_coreset", "random"])
+def test_every_sampler_and_rectangular_images(sample_root, tmp_path, sampler):
+    args = train_args(
+        tmp_path, sample_root, sampler=["-p", "0.2", sampler], dataset=["--resize", "32x64", "-d", "pill"]
+    )
+    run(run_patchcore, *args)
+    rows = 8 * 4 * 8
+    kept = pk.read_results(tmp_path / "project/group/results.csv").loc["mvtec_pill", "bank_rows"]
+    assert kept == (rows if sampler == "identity" else int(rows * 0.2))
+
+
+def test_images_without_masks(data, tmp_path):
+    shutil.rmtree(data / "pill" / "ground_truth")
+    args = train_args(tmp_path / "results", data, dataset=[*SIZE, "-d", "pill"])
+    result = run(run_patchcore, *args)
+    row = pk.read_results(tmp_path / "results/project/group/results.csv").loc["mvtec_pill"]
+    assert row["instance_auroc"] > 0
+    assert pd.isna(row["full_pixel_auroc"])
+    assert "empty columns: pixel metrics: needs a mask of every defective image" in result.output
+
+
+# bad input
+
+
+def refused(tmp_path, message, *args, command=run_patchcore, code=1):
+    """One sentence with the message, a code that is not 0, and a results folder that is not even there."""
+    result = run(command, *args, code=code)
+    assert message in result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_folder(tmp_path):
+    refused(tmp_path, f"no data folder {tmp_path / 'nowhere'}", *train_args(tmp_path / "results", tmp_path / "nowhere"))
+
+
+def test_missing_category(data, tmp_path):
+    args = train_args(tmp_path / "results", data, dataset=[*SIZE, "-d", "pil"])
+    refused(tmp_path, "no category 'pil'", *args)
+
+
+def test_empty_category(data, tmp_path):
+    for image in (data / "weave/train/good").iterdir():
+        image.unlink()
+    refused(tmp_path, "no training images in", *train_args(tmp_path / "results", data))
+
+
+@pytest.mark.parametrize("keep", [100, 3000])
+def test_corrupt_and_truncated_images(data, tmp_path, keep):
+    image = data / "pill/train/good/003.png"
+    image.write_bytes(image.read_bytes()[:keep])
+    refused(tmp_path, f"cannot read image {image}", *train_args(tmp_path / "results", data))
+
+
+def test_a_damaged_test_image_leaves_no_part_of_its_category(data, tmp_path):
+    image = data / "weave/test/good/001.png"
+    image.write_bytes(image.read_bytes()[:3000])
+    options = ["--save_predictions", "--save_segmentation_images"]
+    result = run(run_patchcore, *train_args(tmp_path / "results", data, options=options), code=1)
+    assert f"Error: cannot read image {image}" in result.output
+    folder = tmp_path / "results/project/group"
+    assert pk.read_results(folder / "results.csv").index.tolist() == ["mvtec_pill", "Mean"]  # what was done is kept
+    assert not [p for p in folder.rglob("*") if "weave" in p.name or p.name.startswith(".")]
+
+
+def test_mask_of_another_size(data, tmp_path):
+    mask = next((data / "pill/ground_truth").rglob("*.png"))
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(mask)
+    refused(tmp_path, f"mask {mask} is 9x9 but its image", *train_args(tmp_path / "results", data))
+
+
+def test_mask_without_an_image(data, tmp_path):
+    mask = next((data / "pill/ground_truth").rglob("*.png"))
+    shutil.copy(mask, mask.with_name("999_mask.png"))
+    refused(tmp_path, f"mask {mask.with_name('999_mask.png')} has no image", *train_args(tmp_path / "results", data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": [*NETWORK, "-le", "layer9"]}, "layer9"),
+        ({"network": ["patch_core", "-b", "resnet19", "--weights", "random"]}, "resnet19"),
+        ({"network": [*NETWORK[:3], "--weights", "nowhere.pth"]}, "nowhere.pth"),
+        ({"network": [*NETWORK, "-b", "resnet18"]}, "layer 'layer2' belongs to no backbone"),
+        ({"network": ["patch_core", "-b", "resnet18.seed-x"]}, "'x' is no seed"),
+        ({"network": [*NETWORK, "--patchsize", "0"]}, "patchsize is 0"),
+        ({"network": [*NETWORK, "--faiss_on_gpu"]}, "--faiss_on_gpu needs a GPU"),
+        ({"sampler": ["nosuch"]}, "unknown sampler 'nosuch'"),
+        ({"sampler": ["-p", "0", "random"]}, "percentage is 0"),
+        ({"sampler": ["-p", "2", "random"]}, "percentage is 2"),
+        ({"dataset": ["--resize", "64", "--imagesize", "72"]}, "imagesize 72 cannot be cut"),
+        ({"options": ["--gpu", "0", "--gpu", "1"]}, "--gpu is given 2 times"),
+        ({"options": ["--gpu", "99"]}, "99"),
+    ],
+)
+def test_settings_that_cannot_work(sample_root, tmp_path, changes, message):
+    refused(tmp_path, message, *train_args(tmp_path / "results", sample_root, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": [*NETWORK, "--preprocessing", "conv"]}, "'conv' is not supported"),
+        ({"network": [*NETWORK, "--aggregation", "mlp"]}, "'mlp' is not supported"),
+        ({"network": [*NETWORK, "--patchscore", "mean"]}, "'mean' is not supported"),
+        ({"network": [*NETWORK, "--patchoverlap", "0.5"]}, "0.5 is not supported"),
+        ({"network": [*NETWORK, "-pa", "3"]}, "is not supported"),
+        ({"dataset": [*SIZE, "--augment"]}, "is not supported"),
+        ({"dataset": [*SIZE, "--train_val_split", "0.9"]}, "0.9 is not supported"),
+        ({"dataset": ["--resize", "big"]}, "'big' is no size"),
+        ({"dataset": ["--resize", "50x80", "--imagesize", "40"]}, "give one of them"),
+        ({"options": ["--log_online"]}, "--log_online"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(sample_root, tmp_path, changes, message):
+    refused(tmp_path, message, *train_args(tmp_path / "results", sample_root, **changes), code=2)
+
+
+def test_missing_steps(sample_root, tmp_path):
+    refused(tmp_path, "the step 'sampler' is missing", tmp_path / "results", *NETWORK, code=2)
+
+
+def test_models_saved_for_other_settings(trained, sample_root, tmp_path):
+    model = trained / "models/mvtec_pill"
+    for size, message in ((["--resize", "80"], "was trained with resize 72"), (["--imagesize", "60"], "imagesize 64")):
+        args = ["patch_core_loader", "-p", model, "dataset", *size, "-d", "pill", "mvtec", sample_root]
+        refused(tmp_path, message, tmp_path / "results", *args, command=load_and_evaluate_patchcore)
+    args = ["patch_core_loader", "-p", tmp_path, "dataset", "-d", "pill", "mvtec", sample_root]
+    refused(tmp_path, f"no model in {tmp_path}", tmp_path / "results", *args, command=load_and_evaluate_patchcore)
+    two = ["patch_core_loader", "-p", model, "-p", model, "dataset", "-d", "pill", "mvtec", sample_root]
+    refused(tmp_path, "2 models for 1 categories", tmp_path / "results", *two, command=load_and_evaluate_patchcore)
+
+
+def read_only(folder: Path, code: str, *args) -> subprocess.CompletedProcess:
+    """Run Python code where `folder` cannot be written: by its permission bits, or for root, whom they do not stop,
+    by mounting it read-only, for that process alone."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    if os.geteuid() == 0:
+        mount = f"mount -t tmpfs -o ro none '{folder}'"
+        if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, check=False).returncode:
+            pytest.skip("root may not mount a read-only folder here")
+        command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"', *command]
+    folder.chmod(0o555)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["run_patchcore", "load_and_evaluate_patchcore"])
+def test_results_folder_that_cannot_be_written(trained, sample_root, tmp_path, command):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    if command == "run_patchcore":
+        args = train_args(locked, sample_root)
+    else:
+        model = trained / "models/mvtec_pill"
+        args = [locked, "patch_core_loader", "-p", model, "dataset", "-d", "pill", "mvtec", sample_root]
+    code = f"import sys; from patchcore_kit import cli; cli.{command}(sys.argv[1:])"
+    result = read_only(locked, code, *args)
+    assert result.returncode == 1, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert str(locked) in errors[0]
+    assert "choose a results folder that you may write to" in errors[0]
+    assert list(locked.iterdir()) == []

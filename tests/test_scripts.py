@@ -1,0 +1,110 @@
+"""The two scripts on real images with real weights, and the workshop's two cells."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import patchcore_kit as pk
+from utils import check, commandline_args, get_evaluate_args, get_train_args
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# the original workshop's cells, as they stand there; `...` are a participant's own arguments
+TRAINER_CELL = """
+from bin.run_patchcore import main as trainer
+with commandline_args(*get_train_args(...)):
+    try:
+        trainer()
+    except SystemExit:
+        print("Done.")
+"""
+EVALUATOR_CELL = """
+from bin.load_and_evaluate_patchcore import main as evaluator
+with commandline_args(*get_evaluate_args(...)):
+    try:
+        evaluator()
+    except SystemExit:
+        print("Done.")
+"""
+
+
+def script(name, *args, weights):
+    command = [sys.executable, f"bin/{name}.py", *map(str, args)]
+    environment = os.environ | {"PATCHCORE_WEIGHTS": str(weights.parent)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_bottle(mvtec, resnet18_file, tmp_path):
+    network = ["patch_core", "-b", "resnet18", "-le", "layer2", "-le", "layer3"]
+    data = ["dataset", "--resize", "256", "--imagesize", "224", "-d", "bottle", "mvtec", mvtec]
+    sampler = ["sampler", "-p", "0.1", "approx_greedy_coreset"]
+    options = ["--save_patchcore_model", "--log_project", "p", "--log_group", "g"]
+    script("run_patchcore", *options, tmp_path, *network, *sampler, *data, weights=resnet18_file)
+    loader = ["patch_core_loader", "-p", tmp_path / "p/g/models/mvtec_bottle"]
+    script("load_and_evaluate_patchcore", tmp_path / "evaluation", *loader, *data, weights=resnet18_file)
+    first, second = (pk.read_results(f / "results.csv") for f in (tmp_path / "p/g", tmp_path / "evaluation"))
+    assert first.loc["mvtec_bottle", "instance_auroc"] >= 0.999
+    assert first.loc["mvtec_bottle", "full_pixel_auroc"] >= 0.976
+    metrics = list(first.columns[:11])
+    assert first[metrics].equals(second[metrics])
+
+
+@pytest.mark.parametrize("size", [["--resize", "256"], ["--resize", "224x224"]])
+def test_grey_images_of_every_shape(surface, resnet18_file, tmp_path, size):
+    network = ["patch_core", "-b", "resnet18", "--weights", resnet18_file, "sampler", "approx_greedy_coreset"]
+    data = ["dataset", *size, "-d", "magnetic_tile", "mvtec", surface]
+    options = ["--save_predictions", "--save_segmentation_images"]
+    output, log = script("run_patchcore", *options, tmp_path, *network, *data, weights=resnet18_file)
+    assert "mvtec_magnetic_tile" in output
+    row = pk.read_results(tmp_path / "project/group/results.csv").loc["mvtec_magnetic_tile"]
+    if "256" in size:
+        assert "30 of 60 masks are empty within the central crop" in log
+    else:  # the whole image
+        assert row["instance_auroc"] > 0.84
+        assert row["full_pixel_auroc"] > 0.69
+
+
+def test_the_workshops_cells(sample_root, tmp_path, capsys):
+    small = {"backbone": "resnet18", "resize": 72, "imagesize": 64, "results_path": tmp_path, "weights": "random"}
+    train_args = get_train_args(sample_root, ["pill", "weave"], **small)
+    exec(TRAINER_CELL, {"commandline_args": commandline_args, "get_train_args": lambda _: train_args})
+    models = tmp_path / "step1" / "0000" / "models"
+    small = {"resize": 72, "imagesize": 64, "results_path": tmp_path / "evaluation", "weights": "random"}
+    evaluate_args = get_evaluate_args(sample_root, ["pill", "weave"], models, **small)
+    exec(EVALUATOR_CELL, {"commandline_args": commandline_args, "get_evaluate_args": lambda _: evaluate_args})
+    assert capsys.readouterr().out.count("Done.") == 2
+    trained, evaluated = (pk.read_results(f / "results.csv") for f in (models.parent, tmp_path / "evaluation"))
+    assert trained["instance_auroc"].equals(evaluated["instance_auroc"])
+    assert (tmp_path / "evaluation/predictions/mvtec_pill.npz").is_file()
+
+
+def test_arguments_are_as_typed():
+    args = get_train_args("data", ["bottle"], resize=(150, 750), gpu=[0], save_models=False, resume=True)
+    assert " ".join(args) == (
+        "--seed 0 --log_project step1 --log_group 0000 --gpu 0 --resume experiments patch_core -b wideresnet50 "
+        "-le layer2 -le layer3 sampler -p 0.1 approx_greedy_coreset dataset --resize 150x750 -d bottle mvtec data"
+    )
+    args = get_evaluate_args("data", ["bottle", "pill"], ["a", "b"])
+    assert " ".join(args) == (
+        "--seed 0 --save_predictions evaluation patch_core_loader -p a -p b "
+        "dataset --resize 256 --imagesize 224 -d bottle -d pill mvtec data"
+    )
+
+
+def test_arguments_are_put_back():
+    before = list(sys.argv)
+    with pytest.raises(KeyError), commandline_args("a", "b"):
+        assert sys.argv[1:] == ["a", "b"]
+        raise KeyError
+    assert sys.argv == before
+
+
+def test_checks_fire(capsys):
+    check(1 + 1 == 2, "add again")
+    check(1 + 1 == 3, "add again")
+    assert capsys.readouterr().out == "Right.\nNot yet: add again\n"
