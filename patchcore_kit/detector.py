@@ -144,7 +144,7 @@ class PatchCore:
         """
         if not hasattr(self, "bank_"):
             raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
-        down, across = (_map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
+        down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
         for features in self._feature_maps(samples, "score images"):
             rows = self.embedding(features)
@@ -400,7 +400,7 @@ def _as_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | None
     return tuple(resize) if isinstance(resize, list | tuple) else resize
 
 
-def _map_operator(pixels: int, cells: int) -> np.ndarray:
+def map_operator(pixels: int, cells: int) -> np.ndarray:
     """(pixels, cells): bilinear up-sampling along one axis, then the Gaussian, as one matrix.
 
     Both are linear and work on rows and columns alike, so a map is `down @ patches @ across.T`. The borders are those

@@ -1,0 +1,93 @@
+"""Every command and code block of the README is run, or for `make`, which would start the tests again, resolved."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import patchcore_kit as pk
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def bash(command, folder):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PATCHCORE_", "MVTEC_"))}
+    return subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, mvtec, resnet18_file):
+    """What a user has after setting up: the repository, an environment, MVTec AD and weights where the README says."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in (
+        "Makefile",
+        "Pipfile.lock",
+        "pyproject.toml",
+        "bin",
+        "utils.py",
+        "patchcore_kit",
+        ".venv",
+        "benchmarks",
+    ):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "data").mkdir()
+    (folder / "data/mvtec_anomaly_detection").symlink_to(mvtec)
+    (folder / "weights").symlink_to(resnet18_file.parent)
+    return folder
+
+
+def test_make_targets_exist(clone):
+    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"workshop", "test", "benchmark", "sample-data", "help"} <= targets
+    for target in targets:
+        done = bash(f"make --dry-run {target}", REPOSITORY)
+        assert done.returncode == 0, done.stderr
+
+
+def test_commands(clone):
+    commands = [block for block in blocks("sh") if not block.startswith("make ")]
+    assert len(commands) == 2
+    # the reference's network, but with weights that are at hand
+    script = "".join(commands).replace("-b wideresnet50", f"-b resnet18 --weights {clone / 'weights/resnet18.pth'}")
+    script = script.replace("patch_core_loader", f"patch_core_loader --weights {clone / 'weights/resnet18.pth'}")
+    done = bash(script, clone)
+    assert done.returncode == 0, done.stderr
+    first, second = (pk.read_results(clone / f / "results.csv") for f in ("experiments/step1/demo", "evaluation"))
+    assert first.loc["mvtec_bottle", "instance_auroc"] == second.loc["mvtec_bottle", "instance_auroc"] > 0.99
+    for name in ("models", "predictions", "segmentation_images"):
+        assert (clone / "experiments/step1/demo" / name).is_dir()
+
+
+def test_python(tmp_path, monkeypatch):
+    pk.draw_sample_data(tmp_path / "data/sample", ("pill",), progress=False)
+    monkeypatch.chdir(tmp_path)
+    script = blocks("python")
+    assert len(script) == 2
+    exec("".join(script), {})
+    assert pk.PatchCore.load("models/pill").grid_ == (28, 28)
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        if link.startswith("#"):
+            headings = [h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)]
+            assert link[1:] in headings
+        elif not link.startswith("https://"):
+            assert (REPOSITORY / link).exists()
+
+
+def test_every_option_of_the_table_exists():
+    from patchcore_kit import cli
+
+    commands = (cli.run_patchcore, *cli.run_patchcore.commands.values())
+    known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    assert set(re.findall(r"`(--[a-z_]+)", README)) - {"--help"} <= known
