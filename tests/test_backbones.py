@@ -15,9 +15,10 @@ import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from patchcore_kit import backbones
-from patchcore_kit.backbones import Backbone, backbone_names, load_backbone
+from patchcore_kit import backbones, weights
+from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.errors import SettingsError, WeightsError
+from patchcore_kit.weights import backbone_names
 
 REAL_LOOK_UP = socket.getaddrinfo
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights" / "resnet18.pth"
@@ -91,7 +92,7 @@ def test_maps_equal_the_plain_forward_pass(images: torch.Tensor) -> None:
     network.load_state_dict(torch.load(WEIGHTS, weights_only=True), strict=False)
     expected = plain(network, images)
     backbone = load_backbone("resnet18", weights=WEIGHTS)
-    assert backbone.weights == str(WEIGHTS) and not backbone.is_random
+    assert backbone.weights == WEIGHTS.name and not backbone.is_random
     assert backbone.channels == (128, 256)
     for output, layer in zip(backbone(images), ("layer2", "layer3"), strict=True):
         assert output.shape == expected[layer].shape
@@ -100,7 +101,7 @@ def test_maps_equal_the_plain_forward_pass(images: torch.Tensor) -> None:
 
 def test_layers_come_in_the_order_given_also_nested_ones_and_their_parents(images: torch.Tensor) -> None:
     layers = ("layer3", "layer1.0", "layer2", "layer2.1")
-    expected = plain(backbones._build(backbones._resolve("resnet18"), seed=0), images)
+    expected = plain(backbones._build(weights.resolve("resnet18"), seed=0), images)
     backbone = load_backbone("resnet18", layers, weights="random")
     assert backbone.layers == layers and backbone.channels == (256, 64, 128, 128)
     for output, layer in zip(backbone(images), layers, strict=True):
@@ -211,9 +212,9 @@ def test_every_reference_name_stands_for_a_network() -> None:
     for name in backbone_names():
         if name == "bninception":
             with pytest.raises(WeightsError, match="no longer published"):
-                backbones._resolve(name)
+                weights.resolve(name)
             continue
-        source = backbones._resolve(name)
+        source = weights.resolve(name)
         if source.library == "torchvision":
             assert source.architecture in torchvision.models.list_models() and source.origin == "IMAGENET1K_V1"
             assert re.search(r"-[0-9a-f]{8}\.pth$", source.url_file)
@@ -228,9 +229,9 @@ def test_resnet200_was_never_published() -> None:
 
 
 def test_names_outside_the_table() -> None:
-    assert backbones._resolve("resnet18").origin == "IMAGENET1K_V1"  # torchvision's before timm's
-    assert backbones._resolve("resnet18.a1_in1k").library == "timm"
-    assert backbones._resolve("vit_h_14").url_file.startswith("vit_h_14_lc_swag")  # made for 224x224
+    assert weights.resolve("resnet18").origin == "IMAGENET1K_V1"  # torchvision's before timm's
+    assert weights.resolve("resnet18.a1_in1k").library == "timm"
+    assert weights.resolve("vit_h_14").url_file.startswith("vit_h_14_lc_swag")  # made for 224x224
 
 
 @pytest.mark.parametrize("name", ["wide_resnet50", "resnet18.a1_in2k", "", "../resnet18"])
@@ -295,16 +296,16 @@ def test_weights_folder(name: str, file_name: str, tensors: dict[str, torch.Tens
     path.parent.mkdir()
     (save_file if path.suffix == ".safetensors" else torch.save)(tensors, path)
     backbone = load_layer1(name)
-    assert backbone.weights == str(path)
+    assert backbone.weights == path.name
     assert has_weights(backbone, tensors)
 
 
 def test_a_files_name_may_be_the_kits_or_the_architectures() -> None:
-    names = backbones._resolve("wideresnet50").file_names
+    names = weights.resolve("wideresnet50").file_names
     assert names[0] == "wide_resnet50_2-95faca4d.pth" and {"wideresnet50.pth", "wide_resnet50_2.pt"} < set(names)
-    names = backbones._resolve("efficientnet_b3a").file_names
+    names = weights.resolve("efficientnet_b3a").file_names
     assert names[0] == "efficientnet_b3.ra2_in1k.safetensors" and "efficientnet_b3a.pth" in names
-    assert "resnet18.pth" not in backbones._resolve("resnet18.a1_in1k").file_names  # another network's
+    assert "resnet18.pth" not in weights.resolve("resnet18.a1_in1k").file_names  # another network's
 
 
 def test_weights_of_the_work_folder(
@@ -314,7 +315,7 @@ def test_weights_of_the_work_folder(
     monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
     (tmp_path / "weights").mkdir()
     torch.save(tensors, tmp_path / "weights" / "resnet18.pth")
-    assert load_layer1().weights == str(tmp_path / "weights" / "resnet18.pth")
+    assert load_layer1().weights == "resnet18.pth"
 
 
 def test_torch_hub_cache(tensors: dict[str, torch.Tensor]) -> None:
@@ -379,7 +380,7 @@ def test_downloads_go_to_the_librarys_cache(
         save_file(tensors, tmp_path / file_name)
         return str(tmp_path / file_name)
 
-    monkeypatch.setattr(backbones, "_answers", lambda *_: True)
+    monkeypatch.setattr(weights, "_answers", lambda *_: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", from_torch)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
     for name, origin in (("resnet18", "IMAGENET1K_V1"), ("resnet18.a1_in1k", "timm/resnet18.a1_in1k")):
@@ -395,13 +396,13 @@ def test_a_host_answers_even_if_it_refuses(monkeypatch: pytest.MonkeyPatch) -> N
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/weights.pth"
-        assert backbones._answers(url, 5)
+        assert weights._answers(url, 5)
         thread.join()
-    assert not backbones._answers(url, 5)
+    assert not weights._answers(url, 5)
 
 
 def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "_answers", lambda *_: True)
+    monkeypatch.setattr(weights, "_answers", lambda *_: True)
     with pytest.raises(WeightsError, match=r"cannot download the weights of 'resnet18' .*put resnet18-f37072fd"):
         load_backbone("resnet18")
 
