@@ -8,7 +8,7 @@ implementation's: squared distances, the highest patch of an image is its score.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,7 @@ class PatchCore:
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
         return self
 
-    def _feature_maps(self, samples: Sequence[Sample], task: str):
+    def _feature_maps(self, samples: Sequence[Sample], task: str) -> Iterator[list[torch.Tensor]]:
         """The feature maps of all images, batch by batch, while threads read the next ones."""
         if not samples:
             raise DataError(f"no images to {task.split()[0]}: the list of samples is empty")
@@ -174,11 +174,11 @@ class PatchCore:
         if not self.reweight:
             return highest
         strangest = flat.argmax(axis=1) + np.arange(len(flat)) * flat.shape[1]
-        test, nearest = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy(), nearest[strangest]
-        bank = self.bank_.rows
-        _, around = self.bank_.search(torch.from_numpy(bank[nearest]), min(self.reweight, len(self.bank_)))
-        to_row = np.linalg.norm(test - bank[nearest], axis=1, keepdims=True)
-        to_neighbours = np.linalg.norm(test[:, None] - bank[around], axis=2)
+        test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
+        row = self.bank_.rows_at(nearest[strangest])
+        _, around = self.bank_.search(torch.from_numpy(row), min(self.reweight, len(self.bank_)))
+        to_row = np.linalg.norm(test - row, axis=1, keepdims=True)
+        to_neighbours = np.linalg.norm(test[:, None] - self.bank_.rows_at(around), axis=2)
         factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
         return (factor * highest).astype(np.float32)
 
@@ -189,7 +189,7 @@ class PatchCore:
             return None
         read = Transform(self.resize, self.imagesize, mask_rule).mask
         masks = np.concatenate(list(read_batches(samples, read, self.batch_size, self.workers)))
-        drawn = np.array([sample.mask_path is not None for sample in samples])
+        drawn = np.array([sample.mask_path is not None and sample.label == 1 for sample in samples])
         unseen = np.count_nonzero(drawn & ~masks.any(axis=(1, 2)))
         if unseen:
             LOGGER.warning(

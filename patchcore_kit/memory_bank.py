@@ -37,8 +37,12 @@ class MemoryBank:
 
     @property
     def rows(self) -> np.ndarray:
-        """(M, D) float32: a view of what the index holds."""
-        return faiss.rev_swig_ptr(self.index.get_xb(), len(self) * self.index.d).reshape(len(self), -1)
+        """(M, D) float32: a copy of what the index holds."""
+        return self.index.reconstruct_n(0, len(self))
+
+    def rows_at(self, indices: np.ndarray) -> np.ndarray:
+        """(...,) indices -> (..., D) float32."""
+        return self.index.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
 
     def __len__(self) -> int:
         return self.index.ntotal

@@ -34,6 +34,7 @@ def test_rows_and_their_origins(rows):
     bank = pk.MemoryBank(rows, images=np.arange(300) // 100, cells=np.arange(300) % 100)
     assert len(bank) == 300
     assert (bank.rows == rows).all()
+    assert (bank.rows_at(np.array([[3, 5], [0, 299]])) == rows[[[3, 5], [0, 299]]]).all()
     assert (bank.images[150], bank.cells[150]) == (1, 50)
     assert bank.scale == pytest.approx(np.square(rows - rows.mean(0)).sum(1).mean(), rel=1e-5)
 
