@@ -78,7 +78,8 @@ def list_categories(root: Path | str) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"no data folder {root}: copy the data set there, or name the folder that holds it")
-    return sorted(p.name for p in root.iterdir() if (p / "train").is_dir() or (p / "test").is_dir())
+    folders = (p for p in root.iterdir() if not p.name.startswith("."))
+    return sorted(p.name for p in folders if (p / "train").is_dir() or (p / "test").is_dir())
 
 
 def load_category(root: Path | str, name: str) -> Category:
