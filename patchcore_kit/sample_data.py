@@ -67,16 +67,31 @@ class Scene:
         maps = (self.u, self.v, self.colour, self.height, self.shine, self.metal)
         return Scene(*(m[..., rows, columns] for m in maps), self.scale, self.turn, self.shift)
 
-    def cover(self, alpha: np.ndarray, colour: np.ndarray | None = None, *,
-              height: np.ndarray | float | None = None, shine: float | None = None, metal: float | None = None):
+    def cover(
+        self,
+        alpha: np.ndarray,
+        colour: np.ndarray | None = None,
+        *,
+        height: np.ndarray | float | None = None,
+        shine: float | None = None,
+        metal: float | None = None,
+    ):
         """Lay a material over the scene: whole where alpha is 1, mixed with what is there below 1."""
         layers = ((self.colour, colour), (self.height, height), (self.shine, shine), (self.metal, metal))
         for below, above in layers:
             if above is not None:
                 below[:] += alpha * (above - below)
 
-    def solid(self, distance: np.ndarray, colour: np.ndarray, top: float, bevel: float = 2, *,
-              shine: float = 0, metal: float = 0):
+    def solid(
+        self,
+        distance: np.ndarray,
+        colour: np.ndarray,
+        top: float,
+        bevel: float = 2,
+        *,
+        shine: float = 0,
+        metal: float = 0,
+    ):
         """Lay a flat body with bevelled edges inside an outline."""
         height = top - bevel * inside(-distance - 1, 2)
         self.cover(inside(distance), colour, height=height, shine=shine, metal=metal)
@@ -234,8 +249,16 @@ def weave(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
 
 def terrazzo(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
     """Polished chips of five kinds of stone in cement."""
-    cement, *stones = shades(rng, 0.008, rgb(0.72, 0.70, 0.67), rgb(0.88, 0.86, 0.82), rgb(0.42, 0.40, 0.40),
-                             rgb(0.70, 0.47, 0.38), rgb(0.58, 0.60, 0.60), rgb(0.80, 0.68, 0.50))
+    cement, *stones = shades(
+        rng,
+        0.008,
+        rgb(0.72, 0.70, 0.67),
+        rgb(0.88, 0.86, 0.82),
+        rgb(0.42, 0.40, 0.40),
+        rgb(0.70, 0.47, 0.38),
+        rgb(0.58, 0.60, 0.60),
+        rgb(0.80, 0.68, 0.50),
+    )
     radii = np.concatenate([rng.uniform(4, 6.5, 330), rng.uniform(1.2, 3.5, 700)])
     places = rng.uniform(-140, 140, len(radii)) + 1j * rng.uniform(-140, 140, len(radii))
     angles = np.arange(8) * np.pi / 4 + rng.uniform(0, 1.2, (len(radii), 8))
@@ -353,6 +376,7 @@ def screw(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
 
 TIN, GOLD, WHITE, BLACK = rgb(0.8, 0.81, 0.82), rgb(0.8, 0.66, 0.34), rgb(0.88, 0.89, 0.86), rgb(0.1, 0.1, 0.11)
 BOARD_CHIPS = ((-42, -14, 46, 26, 8, 0), (34, 4, 40, 40, 7, 7))  # x, y, width, height, pins above, pins beside
+# fmt: off
 BOARD_PARTS = (  # x, y, upright, capacitor (or resistor)
     (-64, -50, 0, 0), (-42, -50, 0, 0), (-20, -50, 0, 1), (8, -48, 1, 1), (22, -48, 1, 1), (36, -48, 1, 0),
     (-84, 26, 1, 0), (-70, 26, 1, 0), (-56, 26, 1, 1), (-62, 54, 0, 0), (-40, 54, 0, 1), (0, -14, 1, 1),
@@ -362,6 +386,7 @@ BOARD_TEXTS = (  # text, x, y, height of the letters
     ("PCK-21", -8, 64, 9), ("R1", -64, -60, 5), ("R2", -42, -60, 5), ("C1", -20, -60, 5), ("U1", -72, -4, 5),
     ("U2", 34, 36, 5), ("C7", -40, 64, 5), ("Q1", 6, 22, 5),
 )
+# fmt: on
 
 
 @cache
@@ -597,9 +622,7 @@ def check_choice(what: str, name: str, choices: Sequence[str]):
         raise SettingsError(f"unknown {what} {name!r}; there are {', '.join(choices)}")
 
 
-def paint(
-    category: str, rng: Generator, defect: str | None = None, size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+def paint(category: str, rng: Generator, defect: str | None = None, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """One part -> image (size, size, 3) of uint8, and mask (size, size) of bool: what the defect changed.
 
     It takes as much from `rng` with a defect as without: from equal generators it draws the same part, lit and
@@ -682,8 +705,7 @@ def draw_sample_data(
     for name in categories:
         check_choice("category", name, CATEGORIES)
     if min(train, good, defective, seed) < 0 or (workers is not None and workers < 1):
-        raise SettingsError(f"{train=}, {good=}, {defective=}, {seed=}, {workers=}: "
-                            "numbers start at 0, workers at 1")
+        raise SettingsError(f"{train=}, {good=}, {defective=}, {seed=}, {workers=}: numbers start at 0, workers at 1")
     plans = {name: plan(name, train, good, defective) for name in categories}
 
     def complete(name: str) -> bool:
