@@ -203,7 +203,7 @@ class PatchCore:
     def save(self, folder: Path | str) -> None:
         """Write a model folder, in the reference's format and with what it lacks; one that was there is replaced.
 
-        Raises ModelError before `fit`, ResultsError if the folder cannot be written.
+        Raises ModelError before `fit`, ResultsError if the folder cannot be written or holds anything else.
         """
         _save([self], folder)
 
@@ -390,6 +390,7 @@ def load_detector(
 def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
     # the reference stores a tuple for one backbone and a list for several
     saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
+    reference_format.check_replaceable(Path(folder))
     with writing(Path(folder)) as temporary:
         temporary.mkdir()
         for i, model in enumerate(saved):

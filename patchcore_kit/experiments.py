@@ -14,20 +14,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
 
 from patchcore_kit.datasets import Category
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
-from patchcore_kit.errors import DataError, KitError, ResultsError, SettingsError
+from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import writing
 from patchcore_kit.plots import save_segmentation_images
-from patchcore_kit.predictions import METRICS, evaluate
+from patchcore_kit.predictions import METRICS, THRESHOLDS, evaluate
 
 LOGGER = logging.getLogger(__name__)
 
 Detector = PatchCore | PatchCoreEnsemble
+
+COSTS = ("bank_rows", "fit_seconds", "predict_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +52,33 @@ def run_folder(results: Path | str, project: str, group: str, *, resume: bool = 
     written anything, the folder goes again. Raises ResultsError if it cannot be made or written.
     """
     parent = Path(results) / project
-    folder, number, made = parent / group, 0, []
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
-        made = [p for p in (parent, *parent.parents) if not p.exists()]
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                folder.mkdir()
-                made.insert(0, folder)
-                break
-            except FileExistsError:
-                if resume and folder.is_dir():
-                    break
-                folder, number = parent / f"{group}_{number}", number + 1
+        folder = _claim(parent, group, resume)
+        made.insert(0, folder)
         check_writable(folder)
         yield folder
-    except KitError:
-        _remove_empty(made)
-        raise
+    finally:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _claim(parent: Path, group: str, resume: bool) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for name in chain([group], (f"{group}_{number}" for number in count())):
+            try:
+                (parent / name).mkdir()
+            except FileExistsError:
+                if not resume or not (parent / name).is_dir():
+                    continue
+            return parent / name
     except OSError as error:
-        _remove_empty(made)
         raise ResultsError(
-            f"cannot use {folder} ({error.strerror or error}): choose a results folder that you may "
+            f"cannot make a folder in {parent} ({error.strerror or error}): choose a results folder that you may "
             "write to, with room on its disk"
         ) from None
-    except BaseException:
-        _remove_empty(made)
-        raise
 
 
 def check_writable(folder: Path) -> None:
@@ -82,12 +86,6 @@ def check_writable(folder: Path) -> None:
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ResultsError(f"{there} cannot be written: choose a results folder that you may write to")
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 class Results:
@@ -132,15 +130,12 @@ class Results:
             self.table().to_csv(temporary)
 
     def table(self) -> pd.DataFrame:
-        """One row per category, then `Mean`: of each numeric column, over the categories where it is defined."""
+        """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined."""
         table = pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("Row Names")
-        numeric = [column for column in (*METRICS, *COSTS) if column in table]
-        table[numeric] = table[numeric].astype(float)
-        table.loc["Mean", numeric] = table[numeric].mean()
+        averaged = [*METRICS, *COSTS]
+        table[averaged] = table[averaged].astype(float)
+        table.loc["Mean", averaged] = table[averaged].mean()
         return table
-
-
-COSTS = ("bank_rows", "fit_seconds", "predict_seconds")
 
 
 def read_results(path: Path | str) -> pd.DataFrame:
@@ -170,16 +165,13 @@ def train(
         if not category.train:
             raise DataError(f"no training images in {category.path / 'train' / 'good'}: put good images there")
     for category in categories:
-        name = row_name(category)
-        model = results.folder / "models" / name
-        if name in results.rows and (model.is_dir() or not outputs.models):
-            LOGGER.info("%s: done before", name)
+        if _done(category, results, outputs):
             continue
         started = time.perf_counter()
         detector = make_detector().fit(category.train)
         seconds = time.perf_counter() - started
         if outputs.models:
-            detector.save(model)
+            detector.save(results.folder / "models" / row_name(category))
         _evaluate(category, detector, results, outputs, {"fit_seconds": seconds}, progress)
 
 
@@ -200,9 +192,10 @@ def evaluate_models(
     for category in categories:
         if not category.test:
             raise DataError(f"no test images in {category.path / 'test'}: put images there, in one folder per defect")
-    for category, open_model in zip(categories, load * len(categories) if len(load) == 1 else load, strict=True):
-        if row_name(category) in results.rows:
-            LOGGER.info("%s: done before", row_name(category))
+    if len(load) == 1:
+        load = [cache(load[0])] * len(categories)
+    for category, open_model in zip(categories, load, strict=True):
+        if _done(category, results, outputs):
             continue
         _evaluate(category, open_model(), results, outputs, {}, progress)
 
@@ -210,6 +203,20 @@ def evaluate_models(
 def row_name(category: Category) -> str:
     """The reference's name for a category, in results.csv and of its model folder."""
     return f"mvtec_{category.name}"
+
+
+def _done(category: Category, results: Results, outputs: Outputs) -> bool:
+    """Whether a category has its row and all the files that are asked for."""
+    name = row_name(category)
+    files = {
+        f"models/{name}": outputs.models,
+        f"predictions/{name}.npz": outputs.predictions and category.test,
+        f"segmentation_images/{name}": outputs.images and category.test,
+    }
+    done = name in results.rows and all((results.folder / file).exists() for file, wanted in files.items() if wanted)
+    if done:
+        LOGGER.info("%s: done before", name)
+    return done
 
 
 def _evaluate(
@@ -232,11 +239,11 @@ def _evaluate(
                 pictures, category.test, detector.members[0].transform, predictions, progress=progress
             )
     else:
-        metrics = dict.fromkeys(METRICS) | {
+        metrics = dict.fromkeys((*METRICS, *THRESHOLDS)) | {
             "mask_rule": outputs.mask_rule,
             "undefined": "all metrics: no test images",
         }
     weights = ", ".join(member.backbone.weights for member in detector.members)
-    numbers = {key: metrics.pop(key) for key in METRICS}
-    results.add(name, numbers | dict.fromkeys(COSTS) | costs | {"weights": weights} | metrics)
-    LOGGER.info("%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in list(numbers.items())[:4] if v is not None))
+    results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights})
+    shown = ((key, metrics[key]) for key in METRICS[:4])
+    LOGGER.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None))

@@ -28,12 +28,12 @@ def writing(path: Path) -> Iterator[Path]:
 
     Raises ResultsError if it cannot be written; what was there before is then still there.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary, before = (path.with_name(f".{os.getpid()}-{kind}-{path.name}") for kind in ("new", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # a folder cannot be replaced in one step
+            path.rename(before)
         temporary.replace(path)
     except OSError as error:
         raise ResultsError(
@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[Path]:
             "with room on its disk"
         ) from None
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():
-            temporary.unlink()
+        if before.exists() and not path.exists():
+            before.rename(path)
+        for left in (temporary, before):
+            left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)

@@ -16,8 +16,9 @@ LOGGER = logging.getLogger(__name__)
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
-    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1", "image_threshold", "pixel_threshold",
+    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1",
 )  # fmt: skip
+THRESHOLDS = ("image_threshold", "pixel_threshold")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class Predictions:
             if "anomaly_pro" not in values:
                 undefined["anomaly"] = "needs good pixels in defective images"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
-        return {name: values.get(name) for name in METRICS} | {"mask_rule": self.mask_rule, "undefined": reasons}
+        return {name: values.get(name) for name in (*METRICS, *THRESHOLDS)} | {
+            "mask_rule": self.mask_rule,
+            "undefined": reasons,
+        }
 
     @property
     def image_threshold(self) -> float | None:

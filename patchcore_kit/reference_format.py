@@ -19,7 +19,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from patchcore_kit.errors import ModelError
+from patchcore_kit.errors import ModelError, ResultsError
 from patchcore_kit.files import is_lfs_pointer
 
 PARAMS_FILE = "patchcore_params.pkl"
@@ -87,6 +87,14 @@ def prefixes(folder: Path | str) -> list[str]:
 def ensemble_prefix(i: int, total: int) -> str:
     """File prefix of member i, counted from 0; none for a single model."""
     return f"Ensemble-{i + 1}-{total}_" if total > 1 else ""
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ResultsError if a folder holds anything but a model's files, which saving a model would remove."""
+    names = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ORIGINS_FILE)
+    others = [p.name for p in folder.iterdir() if not p.name.endswith(names)] if folder.is_dir() else []
+    if others:
+        raise ResultsError(f"{folder} holds other files ({others[0]}): choose a new folder for the model")
 
 
 def write_model(folder: Path, model: SavedModel, prefix: str = "") -> None:

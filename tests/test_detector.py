@@ -78,6 +78,13 @@ def test_saved_and_loaded(tmp_path, detector, category, predictions):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
+def test_saving_never_removes_other_files(tmp_path, detector):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(pk.ResultsError, match=r"holds other files \(thesis.txt\)"):
+        detector.save(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_the_references_folder_gets_its_published_resize(tmp_path, detector):
     detector.save(tmp_path)
     (tmp_path / rf.EXTRAS_FILE).unlink()

@@ -49,7 +49,10 @@ def test_a_run_that_fails_at_once_leaves_nothing(tmp_path, error):
 
 def test_a_file_in_the_place_of_the_results_folder(tmp_path):
     (tmp_path / "results").touch()
-    with pytest.raises(pk.ResultsError, match=r"cannot use .*results"), run_folder(tmp_path / "results", "p", "g"):
+    with (
+        pytest.raises(pk.ResultsError, match=r"cannot make a folder in .*results"),
+        run_folder(tmp_path / "results", "p", "g"),
+    ):
         pass
 
 
@@ -91,6 +94,14 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, categories, 
     train(categories, make_detector, results, Outputs(models=True), progress=False)
     assert pk.read_results(tmp_path / "results.csv").index.tolist() == ["mvtec_pill", "mvtec_weave", "Mean"]
     assert (tmp_path / "models/mvtec_pill/patchcore_kit.npz").stat().st_mtime_ns == before
+
+
+def test_resuming_makes_what_was_not_asked_for_before(tmp_path, categories, make_detector):
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
+    outputs = Outputs(models=True, predictions=True, images=True)
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS, resume=True), outputs, progress=False)
+    for file in ("models/mvtec_pill", "predictions/mvtec_pill.npz", "segmentation_images/mvtec_pill"):
+        assert (tmp_path / file).exists()
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path, categories, make_detector):
