@@ -78,7 +78,7 @@ def _shared_options(command: Callable) -> Callable:
     options = (
         click.argument("results_path", type=click.Path(path_type=Path)),
         click.option("--gpu", type=int, multiple=True, help="Number of the GPU to use. None named: none used."),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="For training; evaluation draws nothing."),
         click.option("--save_segmentation_images", is_flag=True, help="A picture of every test image."),
         click.option("--save_predictions", is_flag=True, help="Scores, maps, masks and thresholds as .npz and .csv."),
         click.option("--resume", is_flag=True, help="Go on in an existing results folder, skip what it has."),
@@ -96,7 +96,7 @@ def _device(gpus: Sequence[int]) -> str:
     return f"cuda:{gpus[0]}" if gpus else "cpu"
 
 
-def _steps(collected: Sequence[dict], wanted: Sequence[str], optional: Sequence[str] = ()) -> dict:
+def _steps(collected: Sequence[dict], wanted: Sequence[str]) -> dict:
     """The options of each step, by name."""
     steps = {}
     for step in collected:
@@ -104,7 +104,7 @@ def _steps(collected: Sequence[dict], wanted: Sequence[str], optional: Sequence[
             raise click.UsageError(f"the step {step['step']!r} is given twice: give it once")
         steps[step.pop("step")] = step
     for name in wanted:
-        if name not in steps and name not in optional:
+        if name not in steps:
             raise click.UsageError(f"the step {name!r} is missing: give one of each of {', '.join(wanted)}")
     return steps
 
@@ -232,8 +232,8 @@ def _train(
     _set_up_faiss(network, device)
     categories = _categories(data)
     detector = {
-        "resize": data["resize"] or 256,
-        "imagesize": data["imagesize"] or 224,
+        "resize": 256 if data["resize"] is None else data["resize"],
+        "imagesize": 224 if data["imagesize"] is None else data["imagesize"],
         "pretrain_embed_dimension": network["pretrain_embed_dimension"],
         "target_embed_dimension": network["target_embed_dimension"],
         "patchsize": network["patchsize"],
@@ -251,6 +251,7 @@ def _train(
 
     make_detector()  # so that settings that cannot work are refused before a folder is made
     settings = detector | {
+        "data": data["data_path"].resolve().name,  # its name only: the same in a container as outside
         "seed": seed,
         "mask_rule": mask_rule,
         "backbones": [[b.name, b.layers, b.weights, b.fingerprint, own_seed] for b, own_seed in members],

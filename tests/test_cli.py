@@ -78,6 +78,17 @@ def test_training_again_and_resuming(trained, sample_root):
     assert pk.read_results(trained.parent / "0000_0" / "results.csv").index.tolist() == ["mvtec_pill", "Mean"]
 
 
+def test_resuming_with_other_data_or_settings_is_refused(trained, data):
+    options = ("--resume", "--save_patchcore_model", "--log_project", "step1", "--log_group", "0000")
+    for changes, message in (
+        ({"dataset": ["--resize", "80", "--imagesize", "64"]}, "was made with resize 72, not 80"),
+        ({"sampler": ["-p", "0.2", "approx_greedy_coreset"]}, "was made with percentage 0.1, not 0.2"),
+        ({}, "was made with data sample, not data"),
+    ):
+        result = run(run_patchcore, *train_args(trained.parent.parent, data, options=options, **changes), code=1)
+        assert message in result.output
+
+
 def test_ensemble_with_seeds_of_its_own(sample_root, tmp_path):
     network = [
         *("patch_core", "-b", "resnet18.seed-1", "-b", "resnet18.seed-2", "--weights", "random"),
@@ -194,6 +205,7 @@ def test_mask_without_an_image(data, tmp_path):
         ({"sampler": ["-p", "0", "random"]}, "percentage is 0"),
         ({"sampler": ["-p", "2", "random"]}, "percentage is 2"),
         ({"dataset": ["--resize", "64", "--imagesize", "72"]}, "imagesize 72 cannot be cut"),
+        ({"dataset": ["--resize", "0"]}, "resize is 0"),
         ({"options": ["--gpu", "0", "--gpu", "1"]}, "--gpu is given 2 times"),
         ({"options": ["--gpu", "99"]}, "99"),
     ],
