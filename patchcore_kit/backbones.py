@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
-from patchcore_kit.errors import SettingsError, WeightsError
+from patchcore_kit.errors import SettingsError, WeightsError, whole_number
 from patchcore_kit.weights import Source, download, find, read, resolve
 
 LOGGER = logging.getLogger(__name__)
@@ -282,6 +282,7 @@ def load_backbone(
     found (within two seconds where there is no network), cannot be read or do not fit.
     """
     deadline = time.monotonic() + 1.8
+    seed = whole_number("seed", seed, 0)
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not layers or len(set(layers)) < len(layers):
         raise SettingsError(f"layers={layers} must name at least one layer, and each only once")

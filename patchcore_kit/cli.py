@@ -18,7 +18,7 @@ from patchcore_kit.backbones import load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import MASK_RULES, Category, list_categories, load_category
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
-from patchcore_kit.errors import KitError, ModelError, SettingsError
+from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
     Detector,
     Outputs,
@@ -28,6 +28,7 @@ from patchcore_kit.experiments import (
     run_folder,
     train,
 )
+from patchcore_kit.reference_format import prefixes, read_settings
 
 SHOWN = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "fit_seconds", "predict_seconds")
 
@@ -69,6 +70,12 @@ def _sentence(command: Callable) -> Callable:
             return command(*args, **options)
         except KitError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:  # a file that the system refuses, wherever it is
+            if error.filename is None:
+                raise
+            raise click.ClickException(
+                f"cannot use {error.filename} ({error.strerror}): check that it is there and that you may use it"
+            ) from None
 
     return wrapped
 
@@ -78,7 +85,8 @@ def _shared_options(command: Callable) -> Callable:
     options = (
         click.argument("results_path", type=click.Path(path_type=Path)),
         click.option("--gpu", type=int, multiple=True, help="Number of the GPU to use. None named: none used."),
-        click.option("--seed", type=int, default=0, show_default=True, help="For training; evaluation draws nothing."),
+        click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+                     help="For training; evaluation draws nothing."),
         click.option("--save_segmentation_images", is_flag=True, help="A picture of every test image."),
         click.option("--save_predictions", is_flag=True, help="Scores, maps, masks and thresholds as .npz and .csv."),
         click.option("--resume", is_flag=True, help="Go on in an existing results folder, skip what it has."),
@@ -141,7 +149,7 @@ def _report(results: Results) -> None:
 )
 @click.option("--imagesize", type=int, help="Side of the central crop.  [default: 224, or the model's]")
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--num_workers", type=click.IntRange(min=1), help="Threads that read images.  [default: one per core]")
+@click.option("--num_workers", type=click.IntRange(min=0), help="Threads that read images.  [default: one per core]")
 @click.option("--train_val_split", type=float, default=1, callback=_only(1, "nothing reads a validation part"))
 @click.option("--augment", is_flag=True, callback=_only(False, "it has no effect in the reference either"))
 def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_workers, train_val_split, augment):
@@ -156,12 +164,22 @@ def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_wor
         "names": subdatasets,
         "resize": resize,
         "imagesize": imagesize,
-        "reading": {"batch_size": batch_size, "workers": num_workers},
+        "batch_size": batch_size,
+        "workers": num_workers if num_workers is None else max(1, num_workers),  # 0: the reference's word for none
     }
 
 
 def _categories(step: dict) -> list[Category]:
-    return [load_category(step["data_path"], name) for name in step["names"] or list_categories(step["data_path"])]
+    path = step["data_path"]
+    names = step["names"] or list_categories(path)
+    if not names:
+        hint = (
+            f"give {path.resolve().parent} and -d {path.resolve().name}"
+            if (path / "train").is_dir()
+            else "name another"
+        )
+        raise DataError(f"no categories in {path}, each a folder with train or test in it: {hint}")
+    return [load_category(path, name) for name in names]
 
 
 def _faiss_options(command: Callable) -> Callable:
@@ -246,7 +264,10 @@ def _train(
     ]
 
     def make_detector() -> Detector:
-        made = [PatchCore(backbone, seed=own_seed, **detector, **data["reading"]) for backbone, own_seed in members]
+        made = [
+            PatchCore(backbone, seed=own_seed, **detector, batch_size=data["batch_size"], workers=data["workers"])
+            for backbone, own_seed in members
+        ]
         return PatchCoreEnsemble(made) if len(made) > 1 else made[0]
 
     make_detector()  # so that settings that cannot work are refused before a folder is made
@@ -316,6 +337,19 @@ def patch_core_loader(**options):  # fmt: skip
 load_and_evaluate_patchcore.add_command(dataset)
 
 
+def _check_size(path: Path, resize: int | tuple[int, int] | None, imagesize: int | None) -> None:
+    """Raises ModelError if a model, or a member of it, was trained for other sizes than those asked for, if any."""
+    for prefix in prefixes(path):
+        params, extras = read_settings(path, prefix)
+        trained, stored = params["input_shape"][1], extras.get("resize")
+        stored = tuple(stored) if isinstance(stored, list) else stored
+        if imagesize not in (None, trained) or (stored and resize not in (None, stored)):
+            raise ModelError(
+                f"the model in {path} was trained with resize {stored or 'not recorded'} and imagesize {trained}: "
+                "give those, or leave both out"
+            )
+
+
 @load_and_evaluate_patchcore.result_callback()
 @_sentence
 def _evaluate(
@@ -328,18 +362,22 @@ def _evaluate(
     categories = _categories(data)
 
     def open_model(path: Path) -> Detector:
-        detector = load_detector(path, loader["weights"] or None, data["resize"], device=device)
+        weights = loader["weights"]
+        weights = weights[0] if len(weights) == 1 else weights or None
+        detector = load_detector(path, weights, data["resize"], device=device)
         for member in detector.members:
-            member.batch_size, member.workers = data["reading"].values()
-        first = detector.members[0]
-        if data["imagesize"] not in (None, first.transform.size[0]):
-            raise ModelError(
-                f"the model in {path} was trained with imagesize {first.transform.size[0]} and resize "
-                f"{first.resize}, not {data['imagesize']}: give those, or leave both out"
-            )
+            member.batch_size, member.workers = data["batch_size"], data["workers"]
         return detector
 
-    settings = {"models": [str(path) for path in loader["patch_core_paths"]], "mask_rule": mask_rule}
+    for path in loader["patch_core_paths"]:  # before any work is done
+        _check_size(path, data["resize"], data["imagesize"])
+    settings = {
+        "models": [str(path) for path in loader["patch_core_paths"]],
+        "data": data["data_path"].resolve().name,
+        "resize": data["resize"],
+        "weights": loader["weights"],
+        "mask_rule": mask_rule,
+    }
     outputs = Outputs(False, save_predictions, save_segmentation_images, mask_rule)
     check_writable(results_path)
     results = Results(results_path, settings, resume=resume)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from patchcore_kit.errors import SettingsError
+from patchcore_kit.errors import SettingsError, whole_number
 
 SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
 CANDIDATES = 1024  # rows considered in one pass; a pass keeps 300 to 700 of them on real features
@@ -23,8 +23,8 @@ def check(sampler: str, percentage: float, projection: int | None) -> None:
         raise SettingsError(f"unknown sampler {sampler!r}: there are {', '.join(SAMPLERS)}")
     if not 0 < percentage <= 1:
         raise SettingsError(f"percentage is {percentage}: it must be above 0 and at most 1 (0.1 keeps a tenth)")
-    if projection is not None and projection < 1:
-        raise SettingsError(f"projection is {projection}: a number of dimensions, or None to compare rows as they are")
+    if projection is not None:
+        whole_number("projection", projection, 1)
 
 
 def select(
@@ -85,9 +85,9 @@ def greedy_coreset(
     The first distances are the mean Euclidean ones to `start_points` (indices; ten are drawn by `seed` if None).
     No row is chosen twice.
 
-    Raises SettingsError unless 1 <= k <= N.
+    Raises SettingsError unless 1 <= k <= N, and for a negative seed.
     """
-    features = torch.as_tensor(features)
+    features, seed = torch.as_tensor(features), whole_number("seed", seed, 0)
     if start_points is None:
         start_points = np.random.default_rng(seed).choice(len(features), min(10, len(features)), replace=False)
     starts = features[torch.as_tensor(start_points, device=features.device)]
@@ -123,7 +123,7 @@ def _k_center(features: torch.Tensor, k: int, distances: torch.Tensor, progress:
     with tqdm(total=k, desc=f"coreset: {k} of {n} patches", leave=False, disable=not progress) as bar:
         while len(chosen) < k:
             farthest, rows = torch.topk(norms + 2 * least, min(CANDIDATES + 1, n))
-            bound = float(farthest[-1]) if len(rows) < n else -np.inf
+            bound = float(farthest[-1]) if n > CANDIDATES else -np.inf
             rows = rows[:CANDIDATES]
             picks = rows[_greedy_within(features[rows], norms[rows], farthest[:CANDIDATES], bound, k - len(chosen))]
             centres, bias = features[picks].T, norms[picks] / 2

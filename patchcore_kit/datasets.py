@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from patchcore_kit.errors import DataError, SettingsError
+from patchcore_kit.errors import DataError, SettingsError, whole_number
 from patchcore_kit.files import work_folder
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -33,7 +34,7 @@ MASK_RULES = ("inside", "nearest")
 
 
 def find_data() -> Path | None:
-    """The MVTec AD folder, found without configuration, or None.
+    """The MVTec AD folder, found without configuration and with categories in it, or None.
 
     Looked for in `$MVTEC_ROOT`, then in the work folder as `data/mvtec_anomaly_detection` and
     `mvtec_anomaly_detection`.
@@ -42,7 +43,7 @@ def find_data() -> Path | None:
     places = [work / "data" / "mvtec_anomaly_detection", work / "mvtec_anomaly_detection"]
     if os.environ.get("MVTEC_ROOT"):
         places.insert(0, Path(os.environ["MVTEC_ROOT"]))
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if place.is_dir() and list_categories(place)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,11 @@ def list_categories(root: Path | str) -> list[str]:
     Raises DataError if there is no such folder.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"no data folder {root}: copy the data set there, or name the folder that holds it")
-    folders = (p for p in root.iterdir() if not p.name.startswith("."))
-    return sorted(p.name for p in folders if (p / "train").is_dir() or (p / "test").is_dir())
+    with _listing(root):
+        if not root.is_dir():
+            raise DataError(f"no data folder {root}: copy the data set there, or name the folder that holds it")
+        folders = (p for p in root.iterdir() if not p.name.startswith("."))
+        return sorted(p.name for p in folders if (p / "train").is_dir() or (p / "test").is_dir())
 
 
 def load_category(root: Path | str, name: str) -> Category:
@@ -94,7 +96,8 @@ def load_category(root: Path | str, name: str) -> Category:
         hint = f"did you mean {close[0]!r}?" if close else f"categories found: {', '.join(names) or 'none'}"
         raise DataError(f"no category {name!r} in {root}: {hint}")
     path = Path(root) / name
-    category = Category(name, path, _split(path, "train"), _split(path, "test"))
+    with _listing(path):
+        category = Category(name, path, _split(path, "train"), _split(path, "test"))
     if not category.train and not category.test:
         raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {_kinds()}")
     for sample in category.test:
@@ -107,7 +110,8 @@ def load_folder(folder: Path | str) -> list[Sample]:
 
     Raises DataError if the folder is missing or has no images.
     """
-    images = _images(Path(folder)) if Path(folder).is_dir() else []
+    with _listing(Path(folder)):
+        images = _images(Path(folder)) if Path(folder).is_dir() else []
     if not images:
         raise DataError(f"no images in {folder}: {_kinds()}")
     return [Sample(path.name, path, defect=None) for path in images]
@@ -124,7 +128,10 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _split(category: Path, split: str) -> list[Sample]:
-    """Samples of one split, by defect and name; images outside any sub-folder are good in train, unknown in test."""
+    """Samples of one split, by defect and name; images outside any sub-folder are good in train, unknown in test.
+
+    Raises DataError for defective images in train, which would be learnt as good ones.
+    """
     folder = category / split
     if not folder.is_dir():
         return []
@@ -134,10 +141,15 @@ def _split(category: Path, split: str) -> list[Sample]:
     for defect in kinds:
         images = _images(folder / defect)
         masks = _masks(category, defect, images) if split == "test" else {}
+        if split == "train" and defect != "good" and images:
+            raise DataError(
+                f"{folder / defect} holds images, but only good ones are learnt: move them to "
+                f"{folder / 'good'}, or elsewhere if they are defective"
+            )
         samples += [Sample(f"{split}/{defect}/{p.name}", p, masks.get(p.stem), defect) for p in images]
     if split == "test" and (category / "ground_truth").is_dir():
         for masked in sorted(p for p in (category / "ground_truth").iterdir() if p.is_dir()):
-            if masked.name not in kinds and _images(masked):
+            if masked.name not in kinds and not masked.name.startswith(".") and _images(masked):
                 raise DataError(f"masks in {masked} have no images: add {folder / masked.name} or remove the masks")
     return samples
 
@@ -174,31 +186,29 @@ def _check_sizes(sample: Sample) -> None:
         )
 
 
-class _opened:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow raises, then or while it decodes, becomes a DataError naming the file."""
-
+    try:
+        with Image.open(path) as image:
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"no file {path}: it was there when the category was listed") from None
     # Pillow's decoders raise all of these for files that are damaged, truncated, absurdly large or no images
-    broken = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read image {path} ({error}): replace it or remove it") from None
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def __enter__(self) -> Image.Image:
-        try:
-            self.image = Image.open(self.path)
-        except self.broken as error:
-            raise self.reason(error) from None
-        return self.image
-
-    def __exit__(self, kind, error, trace):
-        self.image.close()
-        if isinstance(error, self.broken) and not isinstance(error, DataError):
-            raise self.reason(error) from None
-
-    def reason(self, error: BaseException) -> DataError:
-        if not self.path.exists():
-            return DataError(f"no file {self.path}: it was there when the category was listed")
-        return DataError(f"cannot read image {self.path} ({error}): replace it or remove it")
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
+    """Folders that may not be read become a DataError."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"cannot read {place} ({error.strerror or error}): choose a folder that you may read") from None
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -222,12 +232,15 @@ def read_mask(path: Path) -> Image.Image:
     """A mask file of any kind -> 8-bit grey, 255 = defect.
 
     Foreground is any index but 0 of a palette, every value but 0 where none is above 127 (masks of 0 and 1), and
-    values from 128 on otherwise (masks of 0 and 255, and JPEG's blur around them).
+    values from 128 on otherwise (masks of 0 and 255, and JPEG's blur around them). A mask of one colour whose shape is
+    in its alpha channel is read from there.
 
     Raises DataError as `read_rgb`.
     """
     with _opened(path) as image:
         image = ImageOps.exif_transpose(image)
+        if image.mode in ("LA", "RGBA") and len(image.convert("RGB").getcolors(2) or "  ") == 1:
+            image = image.getchannel("A")
         values = np.asarray(image if image.mode in ("P", "1", "I;16", "I") else image.convert("L"))
         values = values >= 128 if values.max() >= 128 and image.mode != "P" else values > 0
         return Image.fromarray(values.astype(np.uint8) * 255)
@@ -250,14 +263,18 @@ class Transform:
     mask_rule: str = "inside"
 
     def __post_init__(self):
-        sides = (self.resize,) if isinstance(self.resize, int) else tuple(self.resize)
-        if len(sides) > 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-            raise SettingsError(f"resize is {self.resize!r}: give a number of pixels or a pair (height, width)")
-        if len(sides) == 1 and not 1 <= self.imagesize <= self.resize:
-            raise SettingsError(
-                f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
-                "it must be between 1 and resize"
-            )
+        if isinstance(self.resize, list | tuple):
+            if len(self.resize) != 2:
+                raise SettingsError(f"resize is {self.resize!r}: give a number of pixels or a pair (height, width)")
+            object.__setattr__(self, "resize", tuple(whole_number("resize", side, 1) for side in self.resize))
+        else:
+            object.__setattr__(self, "resize", whole_number("resize", self.resize, 1))
+            object.__setattr__(self, "imagesize", whole_number("imagesize", self.imagesize, 1))
+            if self.imagesize > self.resize:
+                raise SettingsError(
+                    f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
+                    "it must be at most resize"
+                )
         if self.mask_rule not in MASK_RULES:
             raise SettingsError(f"unknown mask rule {self.mask_rule!r}: there are {', '.join(MASK_RULES)}")
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from patchcore_kit import coreset, reference_format
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.datasets import Sample, Transform, normalise, read_batches
-from patchcore_kit.errors import DataError, ModelError, SettingsError
+from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_number
 from patchcore_kit.files import writing
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import PatchEmbedding
@@ -67,30 +67,24 @@ class PatchCore:
         progress: bool = True,
     ):
         coreset.check(sampler, percentage, projection)
-        if batch_size < 1:
-            raise SettingsError(f"batch_size is {batch_size}: give at least 1")
-        if num_nn < 1:
-            raise SettingsError(f"num_nn is {num_nn}: a patch needs at least 1 neighbour")
-        if reweight < 0 or reweight == 1:
-            raise SettingsError(
-                f"reweight is {reweight}: give 0 for none or at least 2 neighbours (1 makes all scores 0)"
-            )
+        if reweight == 1:
+            raise SettingsError("reweight is 1, which makes all scores 0: give 0 for none or at least 2 neighbours")
+        self.transform = Transform(resize, imagesize)
         self.backbone = backbone
         self.sampler = sampler
         self.percentage = percentage
-        self.resize = resize
-        self.imagesize = imagesize
-        self.pretrain_embed_dimension = pretrain_embed_dimension
-        self.target_embed_dimension = target_embed_dimension
-        self.patchsize = patchsize
-        self.num_nn = num_nn
-        self.seed = seed
+        self.resize = self.transform.resize
+        self.imagesize = self.transform.imagesize
+        self.pretrain_embed_dimension = whole_number("pretrain_embed_dimension", pretrain_embed_dimension, 1)
+        self.target_embed_dimension = whole_number("target_embed_dimension", target_embed_dimension, 1)
+        self.patchsize = whole_number("patchsize", patchsize, 1)
+        self.num_nn = whole_number("num_nn", num_nn, 1)
+        self.seed = whole_number("seed", seed, 0)
         self.projection = projection
-        self.reweight = reweight
-        self.batch_size = batch_size
-        self.workers = workers
+        self.reweight = whole_number("reweight", reweight, 0)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.workers = None if workers is None else whole_number("workers", workers, 1)
         self.progress = progress
-        self.transform = Transform(resize, imagesize)
         self.embedding = PatchEmbedding(
             backbone.channels,
             pretrain_embed_dimension=pretrain_embed_dimension,
@@ -112,7 +106,7 @@ class PatchCore:
         """
         rows, at = None, 0
         for maps in self._feature_maps(samples, "embed training images"):
-            if rows is None:  # one array for all: nothing is held twice
+            if rows is None:  # one array for all: no second copy while it grows
                 self.grid_ = self.embedding.grid(maps)
                 cells = self.grid_[0] * self.grid_[1]
                 rows = torch.empty(len(samples) * cells, self.target_embed_dimension, device=self.backbone.device)
@@ -123,7 +117,8 @@ class PatchCore:
             rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
         )
         self.train_names_ = tuple(sample.name for sample in samples)
-        self.bank_ = MemoryBank(rows[kept].cpu().numpy(), kept // cells, kept % cells, self.backbone.device)
+        kept_rows = rows if self.sampler == "identity" else rows[kept]
+        self.bank_ = MemoryBank(kept_rows.cpu().numpy(), kept // cells, kept % cells, self.backbone.device)
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
         return self
 
@@ -144,6 +139,7 @@ class PatchCore:
         """
         if not hasattr(self, "bank_"):
             raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        mask_transform = Transform(self.resize, self.imagesize, mask_rule)
         down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
         for features in self._feature_maps(samples, "score images"):
@@ -156,7 +152,7 @@ class PatchCore:
             scores=np.concatenate(scores),
             maps=np.concatenate(maps),
             labels=np.array([sample.label for sample in samples]),
-            masks=self._masks(samples, mask_rule),
+            masks=self._masks(samples, mask_transform),
             names=tuple(sample.name for sample in samples),
             mask_rule=mask_rule,
             weights=self.backbone.weights,
@@ -182,13 +178,12 @@ class PatchCore:
         factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
         return (factor * highest).astype(np.float32)
 
-    def _masks(self, samples: Sequence[Sample], mask_rule: str) -> np.ndarray | None:
+    def _masks(self, samples: Sequence[Sample], transform: Transform) -> np.ndarray | None:
         without = sum(sample.mask_path is None and sample.label != 0 for sample in samples)
         if without:
             LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
             return None
-        read = Transform(self.resize, self.imagesize, mask_rule).mask
-        masks = np.concatenate(list(read_batches(samples, read, self.batch_size, self.workers)))
+        masks = np.concatenate(list(read_batches(samples, transform.mask, self.batch_size, self.workers)))
         drawn = np.array([sample.mask_path is not None and sample.label == 1 for sample in samples])
         unseen = np.count_nonzero(drawn & ~masks.any(axis=(1, 2)))
         if unseen:
@@ -295,6 +290,11 @@ class PatchCore:
             reweight=extras.get("reweight", 0),
             progress=progress,
         )
+        if detector.transform.size != size:
+            raise ModelError(
+                f"the model in {folder} was trained on images of {size[0]}x{size[1]} pixels, resize={resize} "
+                f"makes them {'x'.join(map(str, detector.transform.size))}: give what it was trained with"
+            )
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
         detector.train_names_ = tuple(extras.get("training_images", ()))
         detector.bank_ = MemoryBank(saved.rows, saved.images, saved.cells, device)
@@ -312,7 +312,7 @@ class PatchCoreEnsemble:
     images alone: predictions do not depend on what else is in the test set. With `scaling="test-set"` each member is
     brought to 0..1 over the test set instead, which is what the reference does; it needs a test set to make sense.
 
-    Raises SettingsError without members or for an unknown scaling.
+    Raises SettingsError without members, for members of different image sizes and for an unknown scaling.
     """
 
     SCALINGS = ("bank", "test-set")
@@ -322,6 +322,10 @@ class PatchCoreEnsemble:
             raise SettingsError(
                 f"{len(members)} members and scaling {scaling!r}: give at least one member and one of "
                 f"{', '.join(self.SCALINGS)}"
+            )
+        if len({member.transform.size for member in members}) > 1:
+            raise SettingsError(
+                "the members of an ensemble see images of different sizes: give all the same resize and imagesize"
             )
         self.members = tuple(members)
         self.scaling = scaling
@@ -356,15 +360,17 @@ class PatchCoreEnsemble:
     def load(
         cls,
         folder: Path | str,
-        weights: Sequence[str | Path] | None = None,
+        weights: str | Path | Sequence[str | Path] | None = None,
         resize: int | tuple[int, int] | None = None,
         *,
         device: str = "cpu",
         scaling: str = "bank",
         progress: bool = True,
     ) -> "PatchCoreEnsemble":
-        """Open an ensemble's folder; weights: one for each member, in order. Raises as `PatchCore.load`."""
+        """Open an ensemble's folder; weights: for all members, or one for each in order. Raises as `PatchCore.load`."""
         prefixes = reference_format.prefixes(folder)
+        if isinstance(weights, str | Path):
+            weights = [weights] * len(prefixes)
         if weights and len(weights) != len(prefixes):
             raise SettingsError(f"{len(weights)} weights for the {len(prefixes)} members in {folder}: one for each")
         members = [
@@ -376,7 +382,7 @@ class PatchCoreEnsemble:
 
 def load_detector(
     folder: Path | str,
-    weights: Sequence[str | Path] | None = None,
+    weights: str | Path | Sequence[str | Path] | None = None,
     resize: int | tuple[int, int] | None = None,
     *,
     device: str = "cpu",

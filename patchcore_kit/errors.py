@@ -10,6 +10,8 @@
 Each message is one sentence: what is wrong, with the value or the file, and what to do about it.
 """
 
+import operator
+
 
 class KitError(Exception):
     """Base of the kit's errors."""
@@ -33,3 +35,17 @@ class ModelError(KitError, RuntimeError):
 
 class ResultsError(KitError, OSError):
     """A results folder that cannot be written or read."""
+
+
+def whole_number(name: str, value: int, least: int, most: int = 2**63 - 1) -> int:
+    """A setting that must be a whole number from `least` to `most`, as an int, whatever integer type it came as.
+
+    Raises SettingsError if it is not.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise SettingsError(f"{name} is {value!r}: it must be a whole number from {least} on")
+    return number

@@ -51,13 +51,14 @@ def run_folder(results: Path | str, project: str, group: str, *, resume: bool = 
     A new folder is claimed atomically, so runs that start together get one each; if the run then fails before it has
     written anything, the folder goes again. Raises ResultsError if it cannot be made or written.
     """
-    parent = Path(results) / project
+    parent = Path(results).absolute() / project
+    check_writable(parent)
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
         folder = _claim(parent, group, resume)
         made.insert(0, folder)
         check_writable(folder)
-        yield folder
+        yield Path(results) / project / folder.name
     finally:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -83,7 +84,8 @@ def _claim(parent: Path, group: str, resume: bool) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raises ResultsError if a folder, or the one that it would be made in, cannot be written."""
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    folder = folder.absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # Path.exists may not look everywhere
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ResultsError(f"{there} cannot be written: choose a results folder that you may write to")
 
@@ -113,6 +115,8 @@ class Results:
             raise ResultsError(
                 f"cannot resume in {self.folder} ({path.name}: {error}): start without --resume"
             ) from None
+        if not isinstance(before, dict):
+            raise ResultsError(f"cannot resume in {self.folder}: {path.name} is damaged, start without --resume")
         changed = [key for key in self.settings if before.get(key) != self.settings[key]]
         if changed:
             key = changed[0]

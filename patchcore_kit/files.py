@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 from patchcore_kit.errors import ResultsError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+# what numpy and json raise for files that are missing, locked, damaged or something else
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def work_folder() -> Path:
@@ -28,12 +32,15 @@ def writing(path: Path) -> Iterator[Path]:
 
     Raises ResultsError if it cannot be written; what was there before is then still there.
     """
+    path = path.absolute()
     temporary, before = (path.with_name(f".{os.getpid()}-{kind}-{path.name}") for kind in ("new", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():  # a folder cannot be replaced in one step
-            path.rename(before)
+        if path.is_dir():
+            if not temporary.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
+            path.rename(before)  # a folder cannot be replaced in one step
         temporary.replace(path)
     except OSError as error:
         raise ResultsError(

@@ -3,13 +3,15 @@
 Distances are squared Euclidean, as FAISS and the reference have them.
 """
 
+from functools import cached_property
+
 import faiss
 import numpy as np
 import torch
 
 from patchcore_kit.errors import SettingsError
 
-QUERY_BLOCK = 8192  # queries compared at once on a GPU: bounds the block of distances
+BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
 
 
 class MemoryBank:
@@ -47,10 +49,10 @@ class MemoryBank:
     def __len__(self) -> int:
         return self.index.ntotal
 
-    @property
+    @cached_property
     def scale(self) -> float:
-        """Mean squared distance of the rows to their mean: brings members of an ensemble to one scale."""
-        return float(self.rows.var(axis=0, dtype=np.float64).sum())
+        """Mean squared distance of the rows to their mean (1 if they are all equal): an ensemble divides by it."""
+        return float(self.rows.var(axis=0, dtype=np.float64).sum()) or 1.0
 
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> squared distances (Q, k), nearest first, and the rows' indices (Q, k).
@@ -61,7 +63,9 @@ class MemoryBank:
             raise SettingsError(f"cannot search {k} neighbours in a bank of {len(self)} rows: ask for 1 to {len(self)}")
         if self.device.type == "cpu":
             return self.index.search(queries.cpu().numpy(), k)
-        found = [torch_search(block, self._rows, k) for block in queries.to(self.device).split(QUERY_BLOCK)]
+        found = [
+            torch_search(block, self._rows, k) for block in queries.to(self.device).split(max(1, BLOCK // len(self)))
+        ]
         distances, indices = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
         return distances, indices
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from patchcore_kit.backbones import Backbone
-from patchcore_kit.errors import SettingsError
+from patchcore_kit.errors import SettingsError, whole_number
 
 GROUP_CHANNELS = 8  # channels that one group of the convolution reads; 4 to 16 measured equally fast
 
@@ -35,14 +35,9 @@ class PatchEmbedding:
         patchsize: int = 3,
         device: torch.device | str = "cpu",
     ):
-        settings = {
-            "pretrain_embed_dimension": pretrain_embed_dimension,
-            "target_embed_dimension": target_embed_dimension,
-            "patchsize": patchsize,
-        }
-        for name, value in settings.items():
-            if not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name} is {value!r}: it must be a whole number from 1 on")
+        pretrain_embed_dimension = whole_number("pretrain_embed_dimension", pretrain_embed_dimension, 1)
+        target_embed_dimension = whole_number("target_embed_dimension", target_embed_dimension, 1)
+        patchsize = whole_number("patchsize", patchsize, 1)
         self.patchsize = patchsize
         self.dimension = target_embed_dimension
         merge = _averages(len(channels) * pretrain_embed_dimension, target_embed_dimension).tocsc()
@@ -53,8 +48,13 @@ class PatchEmbedding:
             self.layers.append(_LayerEmbedding(matrix, c, patchsize, device))
 
     def grid(self, maps: Sequence[torch.Tensor]) -> tuple[int, int]:
-        """(H, W) of the patches: the first layer's cells (one fewer each way for an even patch size)."""
+        """(H, W) of the patches: the first layer's cells (one fewer each way for an even patch size).
+
+        Raises SettingsError if there are none.
+        """
         lost = self.patchsize - 1 - 2 * ((self.patchsize - 1) // 2)
+        if min(side for x in maps for side in x.shape[-2:]) <= lost:
+            raise SettingsError(f"patchsize {self.patchsize} leaves no patch on maps this small: use larger images")
         return maps[0].shape[-2] - lost, maps[0].shape[-1] - lost
 
     def __call__(self, maps: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:

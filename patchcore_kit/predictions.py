@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from patchcore_kit.errors import ResultsError
-from patchcore_kit.files import writing
+from patchcore_kit.files import UNREADABLE, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
 
 LOGGER = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ METRICS = (
 THRESHOLDS = ("image_threshold", "pixel_threshold")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Scores and maps of N images, in the order of the samples; higher is stranger.
 
@@ -95,16 +95,16 @@ class Predictions:
     def load(cls, path: Path | str) -> "Predictions":
         """Read what `save` wrote. Raises ResultsError if the file is missing or is something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
                 names, rule, weights = tuple(file["names"].tolist()), str(file["mask_rule"]), str(file["weights"])
                 return cls(file["scores"], file["maps"], file["labels"], file.get("masks"), names, rule, weights)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except UNREADABLE as error:
             raise ResultsError(
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
             ) from None
 
     def table(self) -> pd.DataFrame:
-        """One row per image: name, defect, score, verdict at the threshold, peak of the map, share of defect pixels."""
+        """One row per image: name, defect, score, verdict, peak of the map, share of defect pixels, how made."""
         kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
         columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores}
         if self.image_threshold is not None:
@@ -114,7 +114,7 @@ class Predictions:
             columns["predicted_area"] = (self.maps >= self.pixel_threshold).mean(axis=(1, 2))
         if self.masks is not None:
             columns["mask_area"] = self.masks.mean(axis=(1, 2))
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)
 
     def save_table(self, path: Path | str) -> None:
         """Write `table` as CSV. Raises ResultsError if it cannot be written."""

@@ -13,6 +13,8 @@ import io
 import json
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import faiss
 import numpy as np
 
 from patchcore_kit.errors import ModelError, ResultsError
-from patchcore_kit.files import is_lfs_pointer
+from patchcore_kit.files import UNREADABLE, is_lfs_pointer
 
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
@@ -38,6 +40,13 @@ PARAMS = {
     "patchstride": int,
     "anomaly_scorer_num_nn": int,
 }
+
+
+# the kit's own
+EXTRAS = (
+    "resize", "sampler", "percentage", "projection", "reweight", "seed", "grid",
+    "weights", "weights_seed", "weights_fingerprint", "training_images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +80,12 @@ def prefixes(folder: Path | str) -> list[str]:
     if (folder / PARAMS_FILE).is_file():
         return [""]
     found = sorted(p.name for p in folder.glob(f"Ensemble-*-*_{PARAMS_FILE}")) if folder.is_dir() else []
-    numbers = [re.match(r"Ensemble-(\d+)-(\d+)_", name).groups() for name in found]
-    if not numbers:
+    totals = [match.group(1) for name in found if (match := re.match(r"Ensemble-\d+-(\d+)_", name))]
+    if not totals:
         raise ModelError(
             f"no model in {folder}: it should hold {PARAMS_FILE}, as training with --save_patchcore_model writes it"
         )
-    total = int(numbers[0][1])
-    wanted = [ensemble_prefix(i, total) for i in range(total)]
+    wanted = [ensemble_prefix(i, int(totals[0])) for i in range(int(totals[0]))]
     missing = [f"{prefix}{PARAMS_FILE}" for prefix in wanted if f"{prefix}{PARAMS_FILE}" not in found]
     if missing:
         raise ModelError(f"the ensemble in {folder} lacks {missing[0]}: copy the whole folder again")
@@ -93,6 +101,7 @@ def check_replaceable(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but a model's files, which saving a model would remove."""
     names = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ORIGINS_FILE)
     others = [p.name for p in folder.iterdir() if not p.name.endswith(names)] if folder.is_dir() else []
+    others = [name for name in others if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini")]
     if others:
         raise ResultsError(f"{folder} holds other files ({others[0]}): choose a new folder for the model")
 
@@ -116,30 +125,44 @@ def params_bytes(params: dict) -> bytes:
 def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
     """Read one member. Raises ModelError, naming the file, for whatever is missing, damaged or something else."""
     folder = Path(folder)
-    params = _read_params(folder / f"{prefix}{PARAMS_FILE}")
+    params, extras = read_settings(folder, prefix)
     rows = _read_index(folder / f"{prefix}{INDEX_FILE}", params["target_embed_dimension"])
-    extras_file, origins_file = folder / f"{prefix}{EXTRAS_FILE}", folder / f"{prefix}{ORIGINS_FILE}"
-    extras, images, cells = {}, None, None
+    path = folder / f"{prefix}{ORIGINS_FILE}"
+    if not path.is_file():
+        return SavedModel(params, rows, extras, None, None)
+    with _damaged(path), path.open("rb") as content, np.load(content, allow_pickle=False) as origins:
+        return SavedModel(params, rows, extras, origins["images"], origins["cells"])
+
+
+def read_settings(folder: Path | str, prefix: str = "") -> tuple[dict, dict]:
+    """(params, extras) of one member, without its rows. Raises ModelError as `read_model`."""
+    params = _read_params(Path(folder) / f"{prefix}{PARAMS_FILE}")
+    path = Path(folder) / f"{prefix}{EXTRAS_FILE}"
+    if not path.is_file():
+        return params, {}
+    with _damaged(path):
+        extras = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in EXTRAS if key not in extras]
+        if missing:
+            raise KeyError(missing[0])
+    return params, extras
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
     try:
-        if extras_file.is_file():
-            extras = json.loads(extras_file.read_text(encoding="utf-8"))
-        if origins_file.is_file():
-            with np.load(origins_file, allow_pickle=False) as origins:
-                images, cells = origins["images"], origins["cells"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read {error.filename if isinstance(error, OSError) and error.filename else extras_file} "
-            f"({error}): copy the model folder again, or train again"
-        ) from None
-    return SavedModel(params, rows, extras, images, cells)
+        yield
+    except UNREADABLE as error:
+        raise ModelError(f"cannot read {path} ({error}): copy the model folder again, or train again") from None
 
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise ModelError(f"no file {path}: copy the whole model folder")
-    if is_lfs_pointer(path):
-        raise ModelError(f"{path} is a Git-LFS pointer, not the file itself: fetch the real one with `git lfs pull`")
-    return path.read_bytes()
+    with _damaged(path):
+        if is_lfs_pointer(path):
+            raise ModelError(f"{path} is a Git-LFS pointer, not the file itself: fetch that with `git lfs pull`")
+        return path.read_bytes()
 
 
 def _read_params(path: Path) -> dict:

@@ -239,17 +239,19 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a weights file, None "
             'to have it found, or weights="random"'
         )
-    if is_lfs_pointer(path):
-        raise WeightsError(
-            f"{path} is only a Git LFS pointer to the weights: run `git lfs pull`, or copy the file itself"
-        )
     try:
+        if is_lfs_pointer(path):
+            raise WeightsError(
+                f"{path} is only a Git LFS pointer to the weights: run `git lfs pull`, or copy the file itself"
+            )
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # damaged files make torch raise nearly anything
         raise WeightsError(
             f"{path} cannot be read as weights ({type(error).__name__}), it is damaged or holds "

@@ -16,7 +16,6 @@ import patchcore_kit as pk
 from patchcore_kit import reference_format as rf
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NETWORK = ["patch_core", "-b", "resnet18", "--weights", "random"]
 SIZE = ["--resize", "72", "--imagesize", "64"]
 
@@ -125,7 +124,7 @@ def test_every_sampler_and_rectangular_images(sample_root, tmp_path, sampler):
 
 def test_images_without_masks(data, tmp_path):
     shutil.rmtree(data / "pill" / "ground_truth")
-    args = train_args(tmp_path / "results", data, dataset=[*SIZE, "-d", "pill"])
+    args = train_args(tmp_path / "results", data, dataset=[*SIZE, "--num_workers", "0", "-d", "pill"])
     result = run(run_patchcore, *args)
     row = pk.read_results(tmp_path / "results/project/group/results.csv").loc["mvtec_pill"]
     assert row["instance_auroc"] > 0
@@ -153,6 +152,20 @@ def test_missing_folder(tmp_path):
 def test_missing_category(data, tmp_path):
     args = train_args(tmp_path / "results", data, dataset=[*SIZE, "-d", "pil"])
     refused(tmp_path, "no category 'pil'", *args)
+
+
+def test_a_category_in_the_place_of_the_data(data, tmp_path):
+    args = train_args(tmp_path / "results", data / "pill")
+    refused(tmp_path, f"no categories in {data / 'pill'}, each a folder with train or test in it: give {data}", *args)
+
+
+def test_a_file_that_the_system_refuses(data, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("patchcore_kit.weights.is_lfs_pointer", refuse)
+    monkeypatch.setattr("patchcore_kit.cli.list_categories", refuse)
+    refused(tmp_path, f"cannot use {data} (Permission denied)", *train_args(tmp_path / "results", data))
 
 
 def test_empty_category(data, tmp_path):
@@ -199,6 +212,10 @@ def test_mask_without_an_image(data, tmp_path):
         ({"network": [*NETWORK[:3], "--weights", "nowhere.pth"]}, "nowhere.pth"),
         ({"network": [*NETWORK, "-b", "resnet18"]}, "layer 'layer2' belongs to no backbone"),
         ({"network": ["patch_core", "-b", "resnet18.seed-x"]}, "'x' is no seed"),
+        (
+            {"network": ["patch_core", "-b", "resnet18.seed-99999999999999999999", "--weights", "random"]},
+            "seed is 9999",
+        ),
         ({"network": [*NETWORK, "--patchsize", "0"]}, "patchsize is 0"),
         ({"network": [*NETWORK, "--faiss_on_gpu"]}, "--faiss_on_gpu needs a GPU"),
         ({"sampler": ["nosuch"]}, "unknown sampler 'nosuch'"),
@@ -227,6 +244,7 @@ def test_settings_that_cannot_work(sample_root, tmp_path, changes, message):
         ({"dataset": ["--resize", "big"]}, "'big' is no size"),
         ({"dataset": ["--resize", "50x80", "--imagesize", "40"]}, "give one of them"),
         ({"options": ["--log_online"]}, "--log_online"),
+        ({"options": ["--seed", "-1"]}, "--seed"),
     ],
 )
 def test_options_that_do_nothing_are_refused(sample_root, tmp_path, changes, message):
@@ -237,12 +255,26 @@ def test_missing_steps(sample_root, tmp_path):
     refused(tmp_path, "the step 'sampler' is missing", tmp_path / "results", *NETWORK, code=2)
 
 
+def test_resuming_an_evaluation(trained, sample_root, data, tmp_path):
+    model = ["patch_core_loader", "-p", trained / "models/mvtec_pill", "dataset", "-d", "pill", "mvtec"]
+    command = [load_and_evaluate_patchcore, "--resume", tmp_path / "evaluation"]
+    run(*command, *model, sample_root)
+    before = (tmp_path / "evaluation/results.csv").stat().st_mtime_ns
+    run(*command, *model, sample_root)
+    assert (tmp_path / "evaluation/results.csv").stat().st_mtime_ns == before
+    assert "was made with data sample, not data" in run(*command, *model, data, code=1).output
+    model[4:4] = ["--resize", "72"]
+    assert "was made with resize None, not 72" in run(*command, *model, sample_root, code=1).output
+
+
 def test_models_saved_for_other_settings(trained, sample_root, tmp_path):
     model = trained / "models/mvtec_pill"
     for size, message in ((["--resize", "80"], "was trained with resize 72"), (["--imagesize", "60"], "imagesize 64")):
         args = ["patch_core_loader", "-p", model, "dataset", *size, "-d", "pill", "mvtec", sample_root]
         refused(tmp_path, message, tmp_path / "results", *args, command=load_and_evaluate_patchcore)
     args = ["patch_core_loader", "-p", tmp_path, "dataset", "-d", "pill", "mvtec", sample_root]
+    refused(tmp_path, f"no model in {tmp_path}", tmp_path / "results", *args, command=load_and_evaluate_patchcore)
+    args = ["patch_core_loader", "-p", model, "-p", tmp_path, "dataset", "mvtec", sample_root]
     refused(tmp_path, f"no model in {tmp_path}", tmp_path / "results", *args, command=load_and_evaluate_patchcore)
     two = ["patch_core_loader", "-p", model, "-p", model, "dataset", "-d", "pill", "mvtec", sample_root]
     refused(tmp_path, "2 models for 1 categories", tmp_path / "results", *two, command=load_and_evaluate_patchcore)

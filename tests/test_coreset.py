@@ -25,6 +25,14 @@ def test_equals_the_plain_loop(n, d, k):
     assert (pk.greedy_coreset(features, k, starts, progress=False) == plain_loop(features, k, starts)).all()
 
 
+@pytest.mark.parametrize("n", [6, 7, 8, 9, 15])
+def test_equals_the_plain_loop_around_the_size_of_a_pass(monkeypatch, n):
+    monkeypatch.setattr(coreset, "CANDIDATES", 7)
+    features = torch.randn(n, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    starts = np.arange(3)
+    assert (pk.greedy_coreset(features, n, starts, progress=False) == plain_loop(features, n, starts)).all()
+
+
 def test_equals_the_plain_loop_in_many_small_passes(monkeypatch):
     monkeypatch.setattr(coreset, "CANDIDATES", 7)
     monkeypatch.setattr(coreset, "BLOCK", 64)
@@ -94,6 +102,12 @@ def test_identity_keeps_all_in_order():
 def test_settings_that_cannot_work(sampler, percentage, message):
     with pytest.raises(pk.SettingsError, match=message):
         select(torch.zeros(20, 2), sampler, percentage)
+
+
+def test_seeds_that_cannot_work():
+    for seed in (-1, 0.5, None):
+        with pytest.raises(pk.SettingsError, match=f"seed is {seed}"):
+            pk.greedy_coreset(torch.zeros(20, 2), 2, seed=seed)
 
 
 def test_more_than_there_are():

@@ -78,11 +78,12 @@ def test_found_without_configuration(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
     assert pk.find_data() is None
     (tmp_path / "mvtec_anomaly_detection").mkdir()
-    assert pk.find_data() == tmp_path / "mvtec_anomaly_detection"
-    (tmp_path / "data/mvtec_anomaly_detection").mkdir(parents=True)
-    assert pk.find_data() == tmp_path / "data/mvtec_anomaly_detection"
-    monkeypatch.setenv("MVTEC_ROOT", str(tmp_path / "data"))
-    assert pk.find_data() == tmp_path / "data"
+    assert pk.find_data() is None  # empty, as a volume that is mounted for nothing
+    for folder in ("mvtec_anomaly_detection", "data/mvtec_anomaly_detection", "elsewhere"):
+        (tmp_path / folder / "bottle/train").mkdir(parents=True)
+        if folder == "elsewhere":
+            monkeypatch.setenv("MVTEC_ROOT", str(tmp_path / folder))
+        assert pk.find_data() == tmp_path / folder
 
 
 def fails(part, message):
@@ -114,6 +115,26 @@ def test_mask_without_image(part):
 def test_masks_of_a_defect_without_images(part):
     save(part / "ground_truth/scratch/000_mask.png", np.zeros((40, 60), dtype=np.uint8))
     fails(part, "masks in .*scratch have no images")
+
+
+def test_defective_images_are_never_learnt(part, noise):
+    save(part / "train/dent/000.png", noise)
+    fails(part, r"train/dent holds images, but only good ones are learnt")
+
+
+def test_litter_among_the_masks(part):
+    save(part / "ground_truth/.ipynb_checkpoints/000_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    assert len(pk.load_category(part.parent, "part").test) == 3
+
+
+def test_folders_that_may_not_be_read(part, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for call in (pk.list_categories, pk.load_folder):
+        with pytest.raises(pk.DataError, match=r"cannot read .* \(Permission denied\)"):
+            call(part.parent)
 
 
 def test_mask_of_another_size(part):
@@ -201,6 +222,21 @@ def test_masks_of_every_kind(tmp_path, values, mode):
     assert (np.asarray(read_mask(tmp_path / "mask.png")) == defect * 255).all()
 
 
+def test_masks_in_the_alpha_channel(tmp_path):
+    defect = np.zeros((10, 12), dtype=np.uint8)
+    defect[2:5, 3:9] = 255
+    white = np.full((10, 12), 255, dtype=np.uint8)
+    save(tmp_path / "shape.png", np.dstack([white, white, white, defect]))
+    save(tmp_path / "colour.png", np.dstack([defect, defect, defect, white]))
+    for name in ("shape.png", "colour.png"):
+        assert (np.asarray(read_mask(tmp_path / name)) == defect).all()
+
+
+def test_whole_numbers_of_any_kind():
+    assert Transform(np.int64(256), np.int32(224)) == Transform(256, 224)
+    assert Transform([np.int64(30), 50]).size == (30, 50)
+
+
 @pytest.mark.parametrize("size", [(300, 300), (200, 333), (500, 260)])
 def test_images_and_masks_equal_the_reference_transforms(tmp_path, size):
     rng = np.random.default_rng(1)
@@ -232,8 +268,10 @@ def test_rectangular_without_a_crop(tmp_path, noise):
         ({"resize": 0}, "resize is 0"),
         ({"resize": 200}, "imagesize 224 cannot be cut from images resized to 200"),
         ({"resize": (10, 20, 30)}, "resize is"),
+        ({"resize": [256]}, "resize is"),
+        ({"resize": 256.0}, "resize is 256.0"),
         ({"resize": "256"}, "resize is '256'"),
-        ({"imagesize": 0}, "imagesize 0"),
+        ({"imagesize": 0}, "imagesize is 0"),
         ({"mask_rule": "closest"}, "unknown mask rule 'closest'"),
     ],
 )

@@ -79,6 +79,8 @@ def test_saved_and_loaded(tmp_path, detector, category, predictions):
 
 
 def test_saving_never_removes_other_files(tmp_path, detector):
+    (tmp_path / ".DS_Store").touch()
+    detector.save(tmp_path)  # nobody misses that
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(pk.ResultsError, match=r"holds other files \(thesis.txt\)"):
         detector.save(tmp_path)
@@ -92,6 +94,8 @@ def test_the_references_folder_gets_its_published_resize(tmp_path, detector):
     assert again.resize == 73  # 8/7 of 64
     assert again.grid_ == detector.grid_
     assert pk.PatchCore.load(tmp_path, weights="random", resize=72).resize == 72
+    with pytest.raises(pk.ModelError, match=r"trained on images of 64x64 pixels, resize=\(50, 80\) makes them 50x80"):
+        pk.PatchCore.load(tmp_path, weights="random", resize=(50, 80))
 
 
 def test_models_made_for_something_else(tmp_path, detector):
@@ -157,7 +161,8 @@ def test_ensemble(tmp_path, category, detector, random_resnet18):
     assert alone.scores[0] == pytest.approx(together.scores[0], rel=1e-4)
     ensemble.save(tmp_path)
     assert rf.read_model(tmp_path, "Ensemble-2-2_").params["layers_to_extract_from"] == ["layer1", "layer2"]
-    assert pk.load_detector(tmp_path, progress=False).predict(category.test).scores == pytest.approx(together.scores)
+    again = pk.load_detector(tmp_path, weights="random", progress=False)
+    assert again.predict(category.test).scores == pytest.approx(together.scores)
     with pytest.raises(pk.ModelError, match="holds an ensemble"):
         pk.PatchCore.load(tmp_path)
 
@@ -181,11 +186,27 @@ def test_ensemble_scaled_over_the_test_set(category, detector):
         ({"imagesize": 300}, "imagesize 300"),
         ({"projection": 0}, "projection is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"num_nn": 1.5}, "num_nn is 1.5"),
     ],
 )
 def test_settings_that_cannot_work(random_resnet18, settings, message):
     with pytest.raises(pk.SettingsError, match=message):
         pk.PatchCore(random_resnet18, **settings)
+
+
+def test_ensembles_that_cannot_work(random_resnet18, detector):
+    with pytest.raises(pk.SettingsError, match="0 members"):
+        pk.PatchCoreEnsemble([])
+    with pytest.raises(pk.SettingsError, match="images of different sizes"):
+        pk.PatchCoreEnsemble([detector, pk.PatchCore(random_resnet18, imagesize=96)])
+
+
+def test_whole_numbers_of_any_kind_are_saved_as_such(tmp_path, random_resnet18, category):
+    sizes = {"resize": np.int64(72), "imagesize": np.int32(64), "num_nn": np.int64(1), "seed": np.int64(0)}
+    pk.PatchCore(random_resnet18, **sizes, progress=False).fit(category.train).save(tmp_path)
+    assert pk.PatchCore.load(tmp_path, progress=False).num_nn == 1
 
 
 def test_steps_out_of_order(random_resnet18, category, detector, tmp_path):
@@ -198,6 +219,8 @@ def test_steps_out_of_order(random_resnet18, category, detector, tmp_path):
         fresh.fit([])
     with pytest.raises(pk.DataError, match="no images to score"):
         detector.predict([])
+    with pytest.raises(pk.SettingsError, match="unknown mask rule"):
+        detector.predict(category.test, mask_rule="bad")
     with pytest.raises(pk.SettingsError, match="keeps none of"):
         pk.PatchCore(random_resnet18, percentage=1e-6, **SMALL).fit(category.train)
 

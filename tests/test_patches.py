@@ -51,6 +51,11 @@ def test_equals_the_definition(shapes, pretrain, target, patchsize):
     assert torch.allclose(embedding([x.to(memory_format=torch.channels_last) for x in maps]), wanted, atol=1e-5)
 
 
+def test_no_patch_left():
+    with pytest.raises(SettingsError, match="patchsize 2 leaves no patch"):
+        PatchEmbedding([8], patchsize=2)([torch.zeros(1, 8, 1, 1)])
+
+
 @pytest.mark.parametrize("name", ["pretrain_embed_dimension", "target_embed_dimension", "patchsize"])
 def test_sizes_below_one(name):
     with pytest.raises(SettingsError, match=f"{name} is 0"):

@@ -45,12 +45,14 @@ def test_thresholds_split_what_can_be_split():
 
 
 def test_table(tmp_path):
-    some = predictions([0, 1, 1])
+    some = predictions([0, 1, 1], weights="random")
     some.save_table(tmp_path / "part.csv")
     table = pd.read_csv(tmp_path / "part.csv")
     assert table["defect"].tolist() == ["good", "dent", "dent"]
     assert table["verdict"].tolist() == ["good", "defective", "defective"]
     assert table["score"].to_numpy() == pytest.approx(some.scores)
+    assert set(table["mask_rule"]) == {"inside"}
+    assert set(table["weights"]) == {"random"}  # whoever opens the table must know
     assert table["mask_area"].tolist() == pytest.approx([0, 6 / 48, 6 / 48])
 
 
@@ -88,6 +90,27 @@ def test_files_that_are_no_predictions(tmp_path, content):
         (tmp_path / "part.npz").write_bytes(content)
     with pytest.raises(pk.ResultsError, match=r"cannot read predictions from .*part.npz"):
         pk.Predictions.load(tmp_path / "part.npz")
+
+
+def test_damaged_predictions(tmp_path):
+    predictions([0, 1]).save(tmp_path / "part.npz")
+    content = (tmp_path / "part.npz").read_bytes()
+    for damaged in (content[:100], content[:-30], content[:500] + b"x" * 500 + content[1000:]):
+        (tmp_path / "part.npz").write_bytes(damaged)
+        with pytest.raises(pk.ResultsError, match="cannot read predictions"):
+            pk.Predictions.load(tmp_path / "part.npz")
+    np.save(tmp_path / "part.npy", np.zeros(3))
+    with pytest.raises(pk.ResultsError, match="cannot read predictions"):
+        pk.Predictions.load(tmp_path / "part.npy")
+
+
+def test_saving_never_replaces_a_folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "thesis.txt").touch()
+    for save in (predictions([0, 1]).save, predictions([0, 1]).save_table):
+        with pytest.raises(pk.ResultsError, match=r"cannot write .*results \(it is a folder\)"):
+            save(tmp_path / "results")
+    assert [p.name for p in tmp_path.rglob("*")] == ["results", "thesis.txt"]
 
 
 def test_pickles_in_predictions_are_refused(tmp_path):

@@ -45,7 +45,7 @@ def clone(tmp_path_factory, mvtec, resnet18_file):
     return folder
 
 
-def test_make_targets_exist(clone):
+def test_make_targets_exist():
     targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
     assert {"workshop", "test", "benchmark", "sample-data", "help"} <= targets
     for target in targets:

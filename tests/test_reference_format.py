@@ -57,7 +57,8 @@ def test_settings_equal_the_published_files(changes, size, digest):
 def model():
     rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     settings = params(target_embed_dimension=8)
-    return rf.SavedModel(settings, rows, {"resize": 256}, np.arange(30) // 10, np.arange(30) % 10)
+    extras = dict.fromkeys(rf.EXTRAS, 0)
+    return rf.SavedModel(settings, rows, extras, np.arange(30) // 10, np.arange(30) % 10)
 
 
 @pytest.fixture
@@ -155,8 +156,19 @@ def test_index_files_that_cannot_be_used(folder, model):
 
 
 def test_own_files_that_are_damaged(folder):
-    (folder / rf.EXTRAS_FILE).write_text("{")
-    refused(folder, r"cannot read .*patchcore_kit.json")
+    content = (folder / rf.ORIGINS_FILE).read_bytes()
+    for damaged in (b"", content[:50], content[:-50]):
+        (folder / rf.ORIGINS_FILE).write_bytes(damaged)
+        refused(folder, r"cannot read .*patchcore_kit.npz")
+    for damaged in ("", "{", "[1]", "1", '{"resize": 256}'):
+        (folder / rf.EXTRAS_FILE).write_text(damaged)
+        refused(folder, r"cannot read .*patchcore_kit.json")
+
+
+def test_names_that_only_look_like_an_ensemble(tmp_path):
+    (tmp_path / f"Ensemble-a-b_{rf.PARAMS_FILE}").touch()
+    with pytest.raises(pk.ModelError, match="no model in"):
+        rf.prefixes(tmp_path)
 
 
 def test_folders_without_a_model(tmp_path):
