@@ -239,8 +239,10 @@ def read_mask(path: Path) -> Image.Image:
     """
     with _opened(path) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("LA", "RGBA") and len(image.convert("RGB").getcolors(2) or "  ") == 1:
-            image = image.getchannel("A")
+        if image.mode in ("LA", "RGBA"):
+            *colours, alpha = image.split()
+            if alpha.getextrema() == (0, 255) and all(low == high for low, high in (c.getextrema() for c in colours)):
+                image = alpha
         values = np.asarray(image if image.mode in ("P", "1", "I;16", "I") else image.convert("L"))
         values = values >= 128 if values.max() >= 128 and image.mode != "P" else values > 0
         return Image.fromarray(values.astype(np.uint8) * 255)
@@ -281,7 +283,7 @@ class Transform:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of what comes out."""
-        return (self.imagesize, self.imagesize) if isinstance(self.resize, int) else tuple(self.resize)
+        return (self.imagesize, self.imagesize) if isinstance(self.resize, int) else self.resize
 
     def _fit(self, image: Image.Image, mode: InterpolationMode) -> np.ndarray:
         if isinstance(self.resize, int):

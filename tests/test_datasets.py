@@ -228,6 +228,8 @@ def test_masks_in_the_alpha_channel(tmp_path):
     white = np.full((10, 12), 255, dtype=np.uint8)
     save(tmp_path / "shape.png", np.dstack([white, white, white, defect]))
     save(tmp_path / "colour.png", np.dstack([defect, defect, defect, white]))
+    save(tmp_path / "none.png", np.dstack([white * 0, white * 0, white * 0, white]))
+    assert not np.asarray(read_mask(tmp_path / "none.png")).any()
     for name in ("shape.png", "colour.png"):
         assert (np.asarray(read_mask(tmp_path / name)) == defect).all()
 
