@@ -44,6 +44,7 @@ clean: ## remove the environment; data, models and results stay
 	touch $@
 
 .venv/ready: Pipfile.lock pyproject.toml | .pipenv/ready
+	@echo "setting up .venv: about 3 minutes, 6.5 GB"
 	.pipenv/bin/pipenv sync --dev
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

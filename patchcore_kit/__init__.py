@@ -17,6 +17,7 @@ from patchcore_kit.experiments import read_results
 from patchcore_kit.files import work_folder
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import embed
+from patchcore_kit.plots import save_segmentation_images
 from patchcore_kit.predictions import Predictions, evaluate
 from patchcore_kit.sample_data import draw_sample_data
 
@@ -45,5 +46,6 @@ __all__ = [
     "load_detector",
     "load_folder",
     "read_results",
+    "save_segmentation_images",
     "work_folder",
 ]

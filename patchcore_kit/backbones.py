@@ -258,7 +258,7 @@ def _device(device: str | torch.device) -> torch.device:
         raise SettingsError(f"device {str(device)!r} is not known here: choose 'cpu', 'cuda' or 'cuda:1'")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise SettingsError(
-            f"there is no {place} on this machine ({torch.cuda.device_count()} CUDA devices): choose device='cpu'"
+            f"there is no {place} on this machine ({torch.cuda.device_count()} CUDA devices): choose the CPU"
         )
     return place
 
@@ -281,6 +281,8 @@ def load_backbone(
     Raises SettingsError for names, layers and devices that do not exist, and WeightsError for weights that are not
     found (within two seconds where there is no network), cannot be read or do not fit.
     """
+    if not isinstance(name, str):
+        raise SettingsError(f"backbone name is {name!r}: give it as text, such as 'wideresnet50'")
     deadline = time.monotonic() + 1.8
     seed = whole_number("seed", seed, 0)
     layers = (layers,) if isinstance(layers, str) else tuple(layers)

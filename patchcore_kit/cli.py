@@ -61,6 +61,9 @@ def _only(supported: object, reason: str) -> Callable:
     return check
 
 
+INERT = "No effect, as in the reference."
+
+
 def _sentence(command: Callable) -> Callable:
     """Show the kit's errors as one sentence, exit code 1, without a traceback."""
 
@@ -70,6 +73,10 @@ def _sentence(command: Callable) -> Callable:
             return command(*args, **options)
         except KitError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                "stopped: finished categories are kept, and the same command with --resume goes on"
+            ) from None
         except OSError as error:  # a file that the system refuses, wherever it is
             if error.filename is None:
                 raise
@@ -122,8 +129,8 @@ def _log() -> None:
     logging.getLogger("patchcore_kit").setLevel(logging.INFO)
 
 
-def _report(results: Results) -> None:
-    """The table, and where everything is."""
+def _report(results: Results, outputs: Outputs) -> None:
+    """The table, and where everything is that was asked for."""
     table = results.table()
     shown = table[[column for column in SHOWN if table[column].notna().any()]]
     click.echo(shown.to_string(float_format=lambda v: f"{v:.3f}", na_rep=""))
@@ -135,9 +142,9 @@ def _report(results: Results) -> None:
         f"mask rule: {', '.join(dict.fromkeys(table['mask_rule'].dropna()))}"
     )
     click.echo(f"table: {results.folder / 'results.csv'}")
-    for name in ("models", "predictions", "segmentation_images"):
-        if (results.folder / name).is_dir():
-            click.echo(f"{name.replace('_', ' ')}: {results.folder / name}")
+    kept = {"models": outputs.models, "predictions": outputs.predictions, "segmentation_images": outputs.images}
+    for name in (name for name, wanted in kept.items() if wanted):
+        click.echo(f"{name.replace('_', ' ')}: {results.folder / name}")
 
 
 @click.command("dataset")
@@ -150,8 +157,10 @@ def _report(results: Results) -> None:
 @click.option("--imagesize", type=int, help="Side of the central crop.  [default: 224, or the model's]")
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--num_workers", type=click.IntRange(min=0), help="Threads that read images.  [default: one per core]")
-@click.option("--train_val_split", type=float, default=1, callback=_only(1, "nothing reads a validation part"))
-@click.option("--augment", is_flag=True, callback=_only(False, "it has no effect in the reference either"))
+@click.option(
+    "--train_val_split", help=INERT, type=float, default=1, callback=_only(1, "nothing reads a validation part")
+)
+@click.option("--augment", help=INERT, is_flag=True, callback=_only(False, "it has no effect in the reference either"))
 def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_workers, train_val_split, augment):
     """Which images, and at what size."""
     if isinstance(resize, tuple) and imagesize is not None:
@@ -171,7 +180,7 @@ def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_wor
 
 def _categories(step: dict) -> list[Category]:
     path = step["data_path"]
-    names = step["names"] or list_categories(path)
+    names = dict.fromkeys(step["names"] or list_categories(path))
     if not names:
         hint = (
             f"give {path.resolve().parent} and -d {path.resolve().name}"
@@ -217,11 +226,25 @@ def run_patchcore(**options):
 @click.option("--patchsize", type=int, default=3, show_default=True)
 @click.option("--anomaly_scorer_num_nn", type=int, default=1, show_default=True)
 @_faiss_options
-@click.option("--preprocessing", default="mean", callback=_only("mean", "the reference has nothing else either"))
-@click.option("--aggregation", default="mean", callback=_only("mean", "the reference has nothing else either"))
-@click.option("--patchscore", default="max", callback=_only("max", "an image's score is its highest patch's"))
-@click.option("--patchoverlap", type=float, default=0, callback=_only(0, "the reference does not use it either"))
-@click.option("--patchsize_aggregate", "-pa", multiple=True, callback=_only((), "the reference does not use it either"))
+@click.option(
+    "--preprocessing", help=INERT, default="mean", callback=_only("mean", "the reference has nothing else either")
+)
+@click.option(
+    "--aggregation", help=INERT, default="mean", callback=_only("mean", "the reference has nothing else either")
+)
+@click.option(
+    "--patchscore", help=INERT, default="max", callback=_only("max", "an image's score is its highest patch's")
+)
+@click.option(
+    "--patchoverlap", help=INERT, type=float, default=0, callback=_only(0, "the reference does not use it either")
+)
+@click.option(
+    "--patchsize_aggregate",
+    "-pa",
+    help=INERT,
+    multiple=True,
+    callback=_only((), "the reference does not use it either"),
+)
 def patch_core(**options):
     """The network and how its features become patches; several -b make an ensemble (layers 0.layer2, 1.layer2)."""
     return {"step": "patch_core", **options}
@@ -281,7 +304,7 @@ def _train(
     with run_folder(results_path, log_project, log_group, resume=resume) as folder:
         results = Results(folder, settings, resume=resume)
         train(categories, make_detector, results, outputs)
-    _report(results)
+    _report(results, outputs)
 
 
 def _members(network: dict, seed: int) -> list[tuple[str, int, tuple[str, ...], str | None]]:
@@ -383,4 +406,4 @@ def _evaluate(
     results = Results(results_path, settings, resume=resume)
     load = [functools.partial(open_model, path) for path in loader["patch_core_paths"]]
     evaluate_models(categories, load, results, outputs)
-    _report(results)
+    _report(results, outputs)

@@ -70,6 +70,9 @@ class Category:
     train: list[Sample]
     test: list[Sample]
 
+    def __repr__(self) -> str:
+        return f"Category({self.name!r}, {len(self.train)} training images, {len(self.test)} test images)"
+
 
 def list_categories(root: Path | str) -> list[str]:
     """Names of the categories in a data folder: every sub-folder that has `train` or `test`.
@@ -110,11 +113,33 @@ def load_folder(folder: Path | str) -> list[Sample]:
 
     Raises DataError if the folder is missing or has no images.
     """
-    with _listing(Path(folder)):
-        images = _images(Path(folder)) if Path(folder).is_dir() else []
-    if not images:
-        raise DataError(f"no images in {folder}: {_kinds()}")
-    return [Sample(path.name, path, defect=None) for path in images]
+    folder = Path(folder)
+    with _listing(folder):
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}: name the one that holds the images")
+        images = _images(folder)
+        if not images:
+            inside = [p.name for p in folder.iterdir() if p.is_dir() and _images(p)]
+            raise DataError(
+                f"no images in {folder}: " + (f"name one of its folders, as {inside[0]}" if inside else _kinds())
+            )
+    return as_samples(images)
+
+
+def as_samples(images: Path | str | Sequence[Sample | Path | str]) -> list[Sample]:
+    """Samples as they are; image files, or all those of a folder, as samples of unknown label.
+
+    Raises DataError for a folder without images, SettingsError for anything else.
+    """
+    if isinstance(images, str | Path):
+        return load_folder(images) if Path(images).is_dir() else as_samples([images])
+    if not isinstance(images, Sequence) or not all(isinstance(image, Sample | Path | str) for image in images):
+        raise SettingsError(
+            f"{images!r:.60} are no images: give samples (category.train), image files, or a folder of them"
+        )
+    return [
+        image if isinstance(image, Sample) else Sample(Path(image).name, Path(image), defect=None) for image in images
+    ]
 
 
 def _kinds() -> str:
@@ -140,6 +165,11 @@ def _split(category: Path, split: str) -> list[Sample]:
     kinds = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     for defect in kinds:
         images = _images(folder / defect)
+        for below in sorted(p for p in (folder / defect).iterdir() if p.is_dir() and not p.name.startswith(".")):
+            if _images(below):
+                raise DataError(
+                    f"{below} holds images one level too deep to be read: move them up to {folder / defect}"
+                )
         masks = _masks(category, defect, images) if split == "test" else {}
         if split == "train" and defect != "good" and images:
             raise DataError(

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit import coreset, reference_format
 from patchcore_kit.backbones import Backbone, load_backbone
-from patchcore_kit.datasets import Sample, Transform, normalise, read_batches
+from patchcore_kit.datasets import Sample, Transform, as_samples, normalise, read_batches
 from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_number
 from patchcore_kit.files import writing
 from patchcore_kit.memory_bank import MemoryBank
@@ -67,6 +67,8 @@ class PatchCore:
         progress: bool = True,
     ):
         coreset.check(sampler, percentage, projection)
+        if not isinstance(backbone, Backbone):
+            raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
             raise SettingsError("reweight is 1, which makes all scores 0: give 0 for none or at least 2 neighbours")
         self.transform = Transform(resize, imagesize)
@@ -93,17 +95,22 @@ class PatchCore:
             device=backbone.device,
         )
 
+    def __repr__(self) -> str:
+        bank = f"{len(self.bank_)} patches" if hasattr(self, "bank_") else "not fitted"
+        return f"PatchCore({self.backbone!r}, {self.sampler!r}, {self.percentage}, resize={self.resize}: {bank})"
+
     @property
     def members(self) -> tuple["PatchCore", ...]:
         """Itself alone: so that one PatchCore and an ensemble can be treated alike."""
         return (self,)
 
     @torch.inference_mode()
-    def fit(self, samples: Sequence[Sample]) -> "PatchCore":
-        """Fill the memory bank from good images.
+    def fit(self, samples: Path | str | Sequence[Sample | Path | str]) -> "PatchCore":
+        """Fill the memory bank from good images: samples, image files, or a folder of them.
 
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
         """
+        samples = as_samples(samples)
         rows, at = None, 0
         for maps in self._feature_maps(samples, "embed training images"):
             if rows is None:  # one array for all: no second copy while it grows
@@ -132,13 +139,14 @@ class PatchCore:
                 bar.update(len(images))
 
     @torch.inference_mode()
-    def predict(self, samples: Sequence[Sample], *, mask_rule: str = "inside") -> Predictions:
-        """Score images and draw their anomaly maps. mask_rule: see `Transform`.
+    def predict(self, samples: Path | str | Sequence[Sample | Path | str], *, mask_rule: str = "inside") -> Predictions:
+        """Score images (samples, files or a folder) and draw their anomaly maps. mask_rule: see `Transform`.
 
         Raises ModelError before `fit`, DataError without images or for one that cannot be read.
         """
         if not hasattr(self, "bank_"):
             raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        samples = as_samples(samples)
         mask_transform = Transform(self.resize, self.imagesize, mask_rule)
         down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
@@ -189,7 +197,7 @@ class PatchCore:
         if unseen:
             LOGGER.warning(
                 "%d of %d masks are empty within the central crop: the network does not see those defects; "
-                "resize=(H, W) shows it whole images",
+                "a resize of height and width shows it whole images",
                 unseen,
                 np.count_nonzero(drawn),
             )
@@ -273,7 +281,7 @@ class PatchCore:
         if extras and backbone.fingerprint != extras["weights_fingerprint"]:
             raise ModelError(
                 f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
-                f"found for {backbone.name} ({backbone.weights}): give the same with weights="
+                f"found for {backbone.name} ({backbone.weights}): give it the same"
             )
         detector = cls(
             backbone,

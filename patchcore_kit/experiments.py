@@ -238,10 +238,9 @@ def _evaluate(
             predictions.save(results.folder / "predictions" / f"{name}.npz")
             predictions.save_table(results.folder / "predictions" / f"{name}.csv")
         if outputs.images:
-            pictures = results.folder / "segmentation_images" / name
-            save_segmentation_images(
-                pictures, category.test, detector.members[0].transform, predictions, progress=progress
-            )
+            with writing(results.folder / "segmentation_images" / name) as pictures:
+                transform = detector.members[0].transform
+                save_segmentation_images(pictures, category.test, transform, predictions, progress=progress)
     else:
         metrics = dict.fromkeys((*METRICS, *THRESHOLDS)) | {
             "mask_rule": outputs.mask_rule,
@@ -250,4 +249,5 @@ def _evaluate(
     weights = ", ".join(member.backbone.weights for member in detector.members)
     results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights})
     shown = ((key, metrics[key]) for key in METRICS[:4])
-    LOGGER.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None))
+    numbers = ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None)
+    LOGGER.info("%s: %s", name, numbers or metrics["undefined"])

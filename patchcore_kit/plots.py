@@ -26,7 +26,9 @@ def segmentation_image(
     """
     colours = mpl.colormaps[COLOURS]
     height, width = panels[0][1].shape[:2]
-    font = ImageFont.load_default(12)
+    font = ImageFont.truetype(
+        Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
+    )  # has letters of all kinds
     labels = f"{high:.3g}", f"{low:.3g}"
     room = SCALE + GAP + int(max(font.getlength(label) for label in labels))
     size = (len(panels) * (width + GAP) + room + GAP, HEADER + height + (HEADER if caption else GAP))
@@ -50,7 +52,7 @@ def segmentation_image(
 
 
 def save_segmentation_images(
-    folder: Path,
+    folder: Path | str,
     samples: Sequence[Sample],
     transform: Transform,
     predictions: Predictions,
@@ -60,19 +62,20 @@ def save_segmentation_images(
     """One PNG per image: original, ground truth, anomaly map, binarised map; the latter three as far as known.
 
     All maps share one scale, from the smallest to the largest value of these predictions. Files are named as the
-    reference names them, by the last four parts of the image's path. Raises ResultsError if they cannot be written.
+    reference names them, by the last four parts of the image's path; `.png` is added to those of other kinds.
+
+    Raises ResultsError if they cannot be written.
     """
     maps, threshold = predictions.maps, predictions.pixel_threshold
-    with writing(folder) as temporary:
-        temporary.mkdir()
-        for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
-            panels = [("image", transform.image(sample))]
-            if predictions.masks is not None:
-                panels.append(("ground truth", predictions.masks[i]))
-            panels.append(("anomaly map", maps[i]))
-            if threshold is not None:
-                panels.append((f"map >= {threshold:.3g}", maps[i] >= threshold))
-            caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
-            picture = segmentation_image(panels, float(maps.min()), float(maps.max()), caption)
-            name = "_".join(sample.path.with_suffix(".png").parts[-4:])
-            picture.save(temporary / name, compress_level=3)
+    for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
+        panels = [("image", transform.image(sample))]
+        if predictions.masks is not None:
+            panels.append(("ground truth", predictions.masks[i]))
+        panels.append(("anomaly map", maps[i]))
+        if threshold is not None:
+            panels.append((f"map >= {threshold:.3g}", maps[i] >= threshold))
+        caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
+        picture = segmentation_image(panels, float(maps.min()), float(maps.max()), caption)
+        name = "_".join(sample.path.parts[-4:])
+        with writing(Path(folder) / (name if name.endswith(".png") else f"{name}.png")) as temporary:
+            picture.save(temporary, "PNG", compress_level=3)

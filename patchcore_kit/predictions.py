@@ -38,6 +38,11 @@ class Predictions:
     mask_rule: str = "inside"
     weights: str = ""
 
+    def __repr__(self) -> str:
+        return (
+            f"Predictions({len(self.scores)} images, maps of {'x'.join(map(str, self.maps.shape[1:]))}, {self.weights})"
+        )
+
     @cached_property
     def metrics(self) -> dict[str, float | str | None]:
         """See `evaluate`; computed once."""

@@ -715,7 +715,9 @@ def draw_sample_data(
     for name in todo:
         if (folder / name).exists():
             raise ResultsError(f"{folder / name} lacks some of these images: move it away or use another folder")
-    with tqdm(total=sum(len(plans[name]) for name in todo), desc="draw", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=sum(len(plans[name]) for name in todo), desc="draw", leave=False, disable=not (progress and todo)
+    ) as bar:
         for name in todo:
             draft = folder / f".{name}-{secrets.token_hex(4)}"
             try:

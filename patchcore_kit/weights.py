@@ -205,10 +205,12 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
     """Fetch the published weights into the library's own cache, or say before `deadline` that this cannot be."""
     if not source.address:
         raise WeightsError(
-            f"nobody publishes weights for {source.name!r}: give a file with weights=, put "
-            f'{source.name}.pth into {_weights_folder()}, or choose weights="random"'
+            f"nobody publishes weights for {source.name!r}: give a file, put "
+            f"{source.name}.pth into {_weights_folder()}, or choose the weights 'random'"
         )
-    advice = f'put {source.file_names[0]} (from {source.address}) into {_weights_folder()}, or choose weights="random"'
+    advice = (
+        f"put {source.file_names[0]} (from {source.address}) into {_weights_folder()}, or choose the weights 'random'"
+    )
     host, offline = source.url, False
     if source.hub:
         from huggingface_hub import constants, hf_hub_download
@@ -236,8 +238,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, freed of the usual wrappers. Nothing in the file is executed."""
     if not path.is_file():
         raise WeightsError(
-            f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a weights file, None "
-            'to have it found, or weights="random"'
+            f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a weights file, "
+            "nothing to have it found, or 'random'"
         )
     try:
         if is_lfs_pointer(path):

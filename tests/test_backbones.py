@@ -358,7 +358,7 @@ def test_without_a_network_the_error_comes_at_once(
     with pytest.raises(WeightsError, match=re.escape(host)) as caught:
         load_backbone(name)
     assert time.monotonic() - started < 2
-    for part in (f"put {file_name} ", str(tmp_path / "weights"), 'weights="random"'):
+    for part in (f"put {file_name} ", str(tmp_path / "weights"), "'random'"):
         assert part in str(caught.value)
 
 

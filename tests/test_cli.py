@@ -88,6 +88,15 @@ def test_resuming_with_other_data_or_settings_is_refused(trained, data):
         assert message in result.output
 
 
+def test_an_interrupted_run_says_how_to_go_on(sample_root, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchcore_kit.detector.PatchCore.fit", interrupt)
+    result = run(run_patchcore, *train_args(tmp_path / "results", sample_root), code=1)
+    assert "the same command with --resume goes on" in result.output
+
+
 def test_ensemble_with_seeds_of_its_own(sample_root, tmp_path):
     network = [
         *("patch_core", "-b", "resnet18.seed-1", "-b", "resnet18.seed-2", "--weights", "random"),

@@ -12,6 +12,7 @@ from patchcore_kit.datasets import (
     IMAGENET_STD,
     Sample,
     Transform,
+    as_samples,
     normalise,
     read_batches,
     read_mask,
@@ -71,6 +72,26 @@ def test_folder_of_photographs(tmp_path, noise):
     save(tmp_path / "b.png", noise)
     save(tmp_path / "a.webp", noise)
     assert [(s.name, s.label) for s in pk.load_folder(tmp_path)] == [("a.webp", -1), ("b.png", -1)]
+
+
+def test_samples_files_and_folders(tmp_path, noise):
+    path = save(tmp_path / "a.png", noise)
+    sample = Sample("a", path)
+    for images in (tmp_path, str(tmp_path), path, [path], [str(path)]):
+        assert [(s.path, s.label) for s in as_samples(images)] == [(path, -1)]
+    assert as_samples([sample]) == [sample]
+    for wrong in (3, pk.Category("a", tmp_path, [], []), [3]):
+        with pytest.raises(pk.SettingsError, match="are no images: give samples"):
+            as_samples(wrong)
+
+
+def test_images_that_lie_too_deep(part, noise):
+    save(part / "train/good/early shift/000.png", noise)
+    fails(part, r"early shift holds images one level too deep to be read")
+    with pytest.raises(pk.DataError, match="name one of its folders, as "):
+        pk.load_folder(part / "test")
+    with pytest.raises(pk.DataError, match="no folder"):
+        pk.load_folder(part / "nowhere")
 
 
 def test_found_without_configuration(tmp_path, monkeypatch):

@@ -178,6 +178,7 @@ def test_ensemble_scaled_over_the_test_set(category, detector):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"backbone": "resnet18"}, "backbone is 'resnet18'"),
         ({"sampler": "nosuch"}, "unknown sampler"),
         ({"percentage": 2}, "percentage is 2"),
         ({"num_nn": 0}, "num_nn is 0"),
@@ -193,7 +194,7 @@ def test_ensemble_scaled_over_the_test_set(category, detector):
 )
 def test_settings_that_cannot_work(random_resnet18, settings, message):
     with pytest.raises(pk.SettingsError, match=message):
-        pk.PatchCore(random_resnet18, **settings)
+        pk.PatchCore(**{"backbone": random_resnet18} | settings)
 
 
 def test_ensembles_that_cannot_work(random_resnet18, detector):
@@ -207,6 +208,20 @@ def test_whole_numbers_of_any_kind_are_saved_as_such(tmp_path, random_resnet18, 
     sizes = {"resize": np.int64(72), "imagesize": np.int32(64), "num_nn": np.int64(1), "seed": np.int64(0)}
     pk.PatchCore(random_resnet18, **sizes, progress=False).fit(category.train).save(tmp_path)
     assert pk.PatchCore.load(tmp_path, progress=False).num_nn == 1
+
+
+def test_images_can_be_named_by_their_folder(detector, category, predictions, tmp_path):
+    folder = category.path / "test" / "good"
+    scores = [score for score, label in zip(predictions.scores, predictions.labels, strict=True) if label == 0]
+    assert detector.predict(folder).scores == pytest.approx(scores, rel=1e-4)
+    again = pk.PatchCore(detector.backbone, **SMALL).fit(category.path / "train" / "good")
+    assert (again.bank_.rows == detector.bank_.rows).all()
+
+
+def test_what_they_say_of_themselves(detector, category, predictions):
+    assert repr(category) == "Category('pill', 8 training images, 10 test images)"
+    assert "51 patches" in repr(detector)
+    assert "10 images, maps of 64x64, random" in repr(predictions)
 
 
 def test_steps_out_of_order(random_resnet18, category, detector, tmp_path):

@@ -50,10 +50,15 @@ def test_pictures_of_any_number_with_and_without_masks(tmp_path, image, count, m
     maps = np.random.default_rng(0).random((count, 32, 40)).astype(np.float32)
     truth = maps > 0.5 if masks else None
     names = tuple(sample.name for sample in samples)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
     predictions = pk.Predictions(np.ones(count), maps, np.ones(count, dtype=int), truth, names, weights="random")
     save_segmentation_images(tmp_path / "out", samples, Transform((32, 40)), predictions, progress=False)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"part_test_dent_{i}.png" for i in range(count)]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
+        f"part_test_dent_{i}.jpg.png" for i in range(count)
+    ]
     panels = 4 if masks else 2
-    for path in (tmp_path / "out").iterdir():
+    for path in (tmp_path / "out").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > panels * 46
+    assert (tmp_path / "out" / "thesis.txt").exists()

@@ -74,6 +74,7 @@ def test_python(tmp_path, monkeypatch):
     assert len(script) == 2
     exec("".join(script), {})
     assert pk.PatchCore.load("models/pill").grid_ == (28, 28)
+    assert len(list(Path("pictures").iterdir())) == 12
 
 
 def test_links_lead_somewhere():
