@@ -190,4 +190,4 @@ def _read_index(path: Path, dimension: int) -> np.ndarray:
             f"{path} holds a {type(index).__name__} of dimension {index.d}: the settings beside it ask for "
             f"an IndexFlatL2 of dimension {dimension}"
         )
-    return faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d).copy()
+    return index.reconstruct_n(0, index.ntotal)
