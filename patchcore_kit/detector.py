@@ -195,11 +195,15 @@ class PatchCore:
         drawn = np.array([sample.mask_path is not None and sample.label == 1 for sample in samples])
         unseen = np.count_nonzero(drawn & ~masks.any(axis=(1, 2)))
         if unseen:
+            cropped = isinstance(self.resize, int)
             LOGGER.warning(
-                "%d of %d masks are empty within the central crop: the network does not see those defects; "
-                "a resize of height and width shows it whole images",
+                "%d of %d masks are empty %s",
                 unseen,
                 np.count_nonzero(drawn),
+                "within the central crop: the network does not see those defects; a resize of height and width "
+                "shows it whole images"
+                if cropped
+                else "at this size: their defects are too thin for the rule 'inside'; 'nearest' keeps more of them",
             )
         return masks
 
