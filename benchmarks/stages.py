@@ -128,8 +128,8 @@ def main(data, category, backbone, weights, percentage, repeat, memory):
     with torch.inference_mode():
         fit, coreset_ratio = fit_stages(detector, category.train, repeat)
         predict = predict_stages(detector, category.test, repeat)
-    arguments = [part for part in sys.argv[1:] if part != "--memory"]
-    own = subprocess.run([sys.executable, __file__, *arguments, "--memory"], check=True, capture_output=True, text=True)
+    again = [sys.executable, __file__, *sys.argv[1:], "--memory"]
+    own = subprocess.run(again, check=True, capture_output=True, text=True)
     click.echo(
         f"{category.name}: {len(category.train)} training, {len(category.test)} test images; {backbone}, "
         f"{percentage:.0%}, {torch.get_num_threads()} threads; medians of {repeat}\n"

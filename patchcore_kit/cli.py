@@ -350,9 +350,9 @@ def load_and_evaluate_patchcore(**options):
     type=click.Path(path_type=Path),
     help="A model folder: one for each category, in their order, or one for all.",
 )
-@click.option("--weights", multiple=True, help="A weights file or 'random'; one for each member of the models.")
+@click.option("--weights", multiple=True, help="A weights file or 'random'; one for all, or one for each member.")
 @_faiss_options
-def patch_core_loader(**options):  # fmt: skip
+def patch_core_loader(**options):
     """Which models."""
     return {"step": "patch_core_loader", **options}
 
@@ -365,7 +365,6 @@ def _check_size(path: Path, resize: int | tuple[int, int] | None, imagesize: int
     for prefix in prefixes(path):
         params, extras = read_settings(path, prefix)
         trained, stored = params["input_shape"][1], extras.get("resize")
-        stored = tuple(stored) if isinstance(stored, list) else stored
         if imagesize not in (None, trained) or (stored and resize not in (None, stored)):
             raise ModelError(
                 f"the model in {path} was trained with resize {stored or 'not recorded'} and imagesize {trained}: "

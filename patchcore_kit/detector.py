@@ -71,22 +71,7 @@ class PatchCore:
             raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
             raise SettingsError("reweight is 1, which makes all scores 0: give 0 for none or at least 2 neighbours")
-        self.transform = Transform(resize, imagesize)
-        self.backbone = backbone
-        self.sampler = sampler
-        self.percentage = percentage
-        self.resize = self.transform.resize
-        self.imagesize = self.transform.imagesize
-        self.pretrain_embed_dimension = whole_number("pretrain_embed_dimension", pretrain_embed_dimension, 1)
-        self.target_embed_dimension = whole_number("target_embed_dimension", target_embed_dimension, 1)
-        self.patchsize = whole_number("patchsize", patchsize, 1)
-        self.num_nn = whole_number("num_nn", num_nn, 1)
-        self.seed = whole_number("seed", seed, 0)
-        self.projection = projection
-        self.reweight = whole_number("reweight", reweight, 0)
-        self.batch_size = whole_number("batch_size", batch_size, 1)
-        self.workers = None if workers is None else whole_number("workers", workers, 1)
-        self.progress = progress
+        self.transform = Transform(resize, imagesize)  # these two check their settings
         self.embedding = PatchEmbedding(
             backbone.channels,
             pretrain_embed_dimension=pretrain_embed_dimension,
@@ -94,6 +79,21 @@ class PatchCore:
             patchsize=patchsize,
             device=backbone.device,
         )
+        self.backbone = backbone
+        self.sampler = sampler
+        self.percentage = percentage
+        self.resize = self.transform.resize
+        self.imagesize = self.transform.imagesize
+        self.pretrain_embed_dimension = self.embedding.pretrain_embed_dimension
+        self.target_embed_dimension = self.embedding.target_embed_dimension
+        self.patchsize = self.embedding.patchsize
+        self.num_nn = whole_number("num_nn", num_nn, 1)
+        self.seed = whole_number("seed", seed, 0)
+        self.projection = projection
+        self.reweight = whole_number("reweight", reweight, 0)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.workers = None if workers is None else whole_number("workers", workers, 1)
+        self.progress = progress
 
     def __repr__(self) -> str:
         bank = f"{len(self.bank_)} patches" if hasattr(self, "bank_") else "not fitted"
@@ -268,8 +268,8 @@ class PatchCore:
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
         size = tuple(params["input_shape"][1:])
-        stored = _as_size(extras.get("resize"))
-        if stored and resize and _as_size(resize) != stored:
+        stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
+        if stored and resize and resize != stored:
             raise ModelError(
                 f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
             )
@@ -291,7 +291,7 @@ class PatchCore:
             backbone,
             extras.get("sampler", "identity"),
             extras.get("percentage", 1),
-            stored or _as_size(resize) or (round(size[0] * 8 / 7) if size[0] == size[1] else size),
+            stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size),
             size[1],
             params["pretrain_embed_dimension"],
             params["target_embed_dimension"],
@@ -413,10 +413,6 @@ def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
         temporary.mkdir()
         for i, model in enumerate(saved):
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
-
-
-def _as_size(resize: int | Sequence[int] | None) -> int | tuple[int, int] | None:
-    return tuple(resize) if isinstance(resize, list | tuple) else resize
 
 
 def map_operator(pixels: int, cells: int) -> np.ndarray:

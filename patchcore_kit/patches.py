@@ -38,8 +38,9 @@ class PatchEmbedding:
         pretrain_embed_dimension = whole_number("pretrain_embed_dimension", pretrain_embed_dimension, 1)
         target_embed_dimension = whole_number("target_embed_dimension", target_embed_dimension, 1)
         patchsize = whole_number("patchsize", patchsize, 1)
+        self.pretrain_embed_dimension = pretrain_embed_dimension
+        self.target_embed_dimension = target_embed_dimension
         self.patchsize = patchsize
-        self.dimension = target_embed_dimension
         merge = _averages(len(channels) * pretrain_embed_dimension, target_embed_dimension).tocsc()
         self.layers = []
         for i, c in enumerate(channels):
@@ -62,8 +63,8 @@ class PatchEmbedding:
         h, w = self.grid(maps)
         rows = len(maps[0]) * h * w
         if out is None:
-            out = torch.empty(rows, self.dimension, device=maps[0].device)
-        cells = out.view(len(maps[0]), h, w, self.dimension)
+            out = torch.empty(rows, self.target_embed_dimension, device=maps[0].device)
+        cells = out.view(len(maps[0]), h, w, self.target_embed_dimension)
         done = 0
         for layer, x in zip(self.layers, maps, strict=True):
             y = layer.convolve(x)  # (B, stop - start, h_l, w_l)

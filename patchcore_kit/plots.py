@@ -67,6 +67,7 @@ def save_segmentation_images(
     Raises ResultsError if they cannot be written.
     """
     maps, threshold = predictions.maps, predictions.pixel_threshold
+    low, high = float(maps.min(initial=np.inf)), float(maps.max(initial=-np.inf))  # of no maps: never drawn
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
         panels = [("image", transform.image(sample))]
         if predictions.masks is not None:
@@ -75,7 +76,7 @@ def save_segmentation_images(
         if threshold is not None:
             panels.append((f"map >= {threshold:.3g}", maps[i] >= threshold))
         caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
-        picture = segmentation_image(panels, float(maps.min()), float(maps.max()), caption)
+        picture = segmentation_image(panels, low, high, caption)
         name = "_".join(sample.path.parts[-4:])
         with writing(Path(folder) / (name if name.endswith(".png") else f"{name}.png")) as temporary:
             picture.save(temporary, "PNG", compress_level=3)

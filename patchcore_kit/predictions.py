@@ -1,6 +1,5 @@
 """What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,6 @@ import pandas as pd
 from patchcore_kit.errors import ResultsError
 from patchcore_kit.files import UNREADABLE, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
-
-LOGGER = logging.getLogger(__name__)
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",

@@ -145,6 +145,8 @@ def read_settings(folder: Path | str, prefix: str = "") -> tuple[dict, dict]:
         missing = [key for key in EXTRAS if key not in extras]
         if missing:
             raise KeyError(missing[0])
+    if isinstance(extras["resize"], list):  # JSON has no pairs
+        extras["resize"] = tuple(extras["resize"])
     return params, extras
 
 
