@@ -1,9 +1,23 @@
 """What the notebooks share: command lines built from Python, a first look at the machine, checks of answers."""
 
+import json
+import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+
+import patchcore_kit as pk
+from patchcore_kit import plots
+from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
+from patchcore_kit.weights import find, resolve
+
+PUBLISHED = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # backbones whose weights people have
 
 
 @contextmanager
@@ -64,21 +78,27 @@ def get_evaluate_args(
     models: Path | str | Sequence[Path | str],
     *,
     results_path: Path | str = "evaluation",
-    resize: int | tuple[int, int] = 256,
+    resize: int | tuple[int, int] | None = 256,
     imagesize: int = 224,
     gpu: Sequence[int] = (),
     seed: int = 0,
     save_predictions: bool = True,
     save_segmentation_images: bool = False,
     weights: str | None = None,
+    resume: bool = False,
 ) -> list[str]:
     """The arguments of `bin/load_and_evaluate_patchcore.py`.
 
     models: one model folder for each category, or the folder `models` of a run, which holds `mvtec_<category>`.
+    resize: None takes each model's own size.
     """
     if isinstance(models, str | Path):
         models = [Path(models) / f"mvtec_{category}" for category in categories]
-    flags = {"--save_predictions": save_predictions, "--save_segmentation_images": save_segmentation_images}
+    flags = {
+        "--save_predictions": save_predictions,
+        "--save_segmentation_images": save_segmentation_images,
+        "--resume": resume,
+    }
     run = ["--seed", seed, *_repeat("--gpu", gpu), *(flag for flag, on in flags.items() if on), results_path]
     loader = ["patch_core_loader", *_repeat("-p", models), *_repeat("--weights", [weights] if weights else [])]
     return [str(a) for a in (*run, *loader, *_dataset_args(data_path, categories, resize, imagesize))]
@@ -88,31 +108,91 @@ def _repeat(option: str, values: Sequence) -> list:
     return [part for value in values for part in (option, value)]
 
 
-def _dataset_args(data_path: Path | str, categories: Sequence[str], resize: int | tuple, imagesize: int) -> list:
-    size = (
-        ["--resize", resize, "--imagesize", imagesize]
-        if isinstance(resize, int)
-        else ["--resize", "x".join(map(str, resize))]
-    )
+def _dataset_args(data_path: Path | str, categories: Sequence[str], resize: int | tuple | None, imagesize: int) -> list:
+    if resize is None:
+        size = []
+    elif isinstance(resize, int):
+        size = ["--resize", resize, "--imagesize", imagesize]
+    else:
+        size = ["--resize", "x".join(map(str, resize))]
     return ["dataset", *size, *_repeat("-d", categories), "mvtec", data_path]
 
 
 def start() -> tuple[Path, tuple[int, ...]]:
     """Say what there is to work with, and return it: (data folder, GPUs to use).
 
-    The data is MVTec AD where it is found, else the sample data in `data/sample`, drawn if it is not there yet.
+    The data is MVTec AD where it is found, else the sample data, drawn now if it is not there yet; a few images of it
+    where the environment variable PATCHCORE_SMALL is set. From here on relative paths start at the work folder.
     """
-    import torch
-
-    import patchcore_kit as pk
-
+    os.chdir(pk.work_folder())
+    plt.rcParams.update(plots.STYLE)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")  # as any other output, not as an error's
     gpus = tuple(range(torch.cuda.device_count()))[:1]
-    data = pk.find_data()
-    if data is None:
-        data = pk.draw_sample_data(pk.work_folder() / "data" / "sample")
-    print(f"[OK] data: {data} ({', '.join(pk.list_categories(data))})")
-    print(f"[OK] GPU: {torch.cuda.get_device_name(0)}" if gpus else "[--] GPU: none, everything runs on the CPU")
+    data = pk.find_data() or _draw_sample_data()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "faiss-cpu", "jupyterlab"))
+    weights = [name for name in PUBLISHED if find(resolve(name))]
+    models = pk.find_models()
+    _say(True, f"packages: {packages}")
+    _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
+    _say(True, f"data: {data} ({', '.join(pk.list_categories(data))})")
+    _say(weights, f"published weights: {', '.join(weights) or 'none yet, only random ones (see README, Weights)'}")
+    _say(models, f"trained models: {len(models) or 'none yet, task 1 makes some'}")
     return data, gpus
+
+
+def _draw_sample_data() -> Path:
+    folder = Path("data")
+    if os.environ.get("PATCHCORE_SMALL"):
+        return pk.draw_sample_data(folder / "sample_small", ("pill", "screw", "weave"), train=8, good=4, defective=6)
+    return pk.draw_sample_data(folder / "sample")
+
+
+def _say(there: object, what: str) -> None:
+    print("[OK]" if there else "[--]", what)
+
+
+def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Path:
+    """The results folder of task 1; where it is missing it is trained now, with task 1's settings.
+
+    Trains on the sample data as a whole, or on up to three categories of other data, which take longer.
+    Raises ResultsError if the folder was made from other data.
+    """
+    run = Path(run)
+    if not (run / "results.csv").is_file():
+        print(f"{run} is not there, task 1 makes it: trained now")
+        categories = pk.list_categories(data)[: None if data.name == "sample" else 3]
+        options = {"log_project": run.parent.name, "log_group": run.name, "resume": True, "gpu": gpu}
+        args = get_train_args(
+            data, categories, results_path=run.parents[1], backbone="resnet18", weights="random", **options
+        )
+        run_patchcore.main(args, standalone_mode=False)
+    settings = _settings(run)
+    if settings and settings["data"] != data.name:
+        raise pk.ResultsError(
+            f"{run} was made from {settings['data']}, not from {data.name}: rename that folder, or set RUN to another"
+        )
+    return run
+
+
+def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *, gpu: Sequence[int] = ()) -> Path:
+    """The results folder of task 4, with predictions of all models of a run; what is missing or old is made now."""
+    folder = Path(folder)
+    models = [run / "models" / name for name in pk.read_results(run / "results.csv").index.drop("Mean")]
+    made = _settings(folder)
+    current = (
+        made.get("models") == [str(model) for model in models]
+        and made["data"] == data.name
+        and (folder / "settings.json").stat().st_mtime > (run / "settings.json").stat().st_mtime
+    )
+    categories = [model.name.removeprefix("mvtec_") for model in models]
+    args = get_evaluate_args(data, categories, models, results_path=folder, resize=None, resume=current, gpu=gpu)
+    load_and_evaluate_patchcore.main(args, standalone_mode=False)
+    return folder
+
+
+def _settings(folder: Path) -> dict:
+    path = folder / "settings.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def check(holds: bool, hint: str) -> None:

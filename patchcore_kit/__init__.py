@@ -10,18 +10,20 @@ method.
 
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.coreset import greedy_coreset
-from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
+from patchcore_kit.datasets import Category, Sample, Transform, find_data, list_categories, load_category, load_folder
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
-from patchcore_kit.experiments import read_results
+from patchcore_kit.experiments import published_results, read_results
 from patchcore_kit.files import work_folder
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import embed
 from patchcore_kit.plots import save_segmentation_images
-from patchcore_kit.predictions import Predictions, evaluate
+from patchcore_kit.predictions import METRICS, Predictions, evaluate
+from patchcore_kit.reference_format import find_models
 from patchcore_kit.sample_data import draw_sample_data
 
 __all__ = [
+    "METRICS",
     "Backbone",
     "Category",
     "DataError",
@@ -34,17 +36,20 @@ __all__ = [
     "ResultsError",
     "Sample",
     "SettingsError",
+    "Transform",
     "WeightsError",
     "draw_sample_data",
     "embed",
     "evaluate",
     "find_data",
+    "find_models",
     "greedy_coreset",
     "list_categories",
     "load_backbone",
     "load_category",
     "load_detector",
     "load_folder",
+    "published_results",
     "read_results",
     "save_segmentation_images",
     "work_folder",

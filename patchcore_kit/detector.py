@@ -340,6 +340,7 @@ class PatchCoreEnsemble:
                 "the members of an ensemble see images of different sizes: give all the same resize and imagesize"
             )
         self.members = tuple(members)
+        self.transform = self.members[0].transform
         self.scaling = scaling
 
     def fit(self, samples: Sequence[Sample]) -> "PatchCoreEnsemble":

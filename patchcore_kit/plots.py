@@ -1,31 +1,370 @@
-"""Pictures of predictions. Heat maps that belong together share one colour scale, which is drawn beside them."""
+"""Every figure of the notebooks, and the pictures that evaluation writes: data in, axes or an image out.
 
-from collections.abc import Sequence
+Heat maps that belong together share one colour scale, which is drawn beside them. Good is blue and defective is
+orange everywhere: a pair that colour-blind eyes tell apart. Every figure says which weights it was made with.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.decomposition import PCA
+from sklearn.metrics import RocCurveDisplay
 from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, Transform
+from patchcore_kit.errors import DataError, SettingsError
 from patchcore_kit.files import writing
-from patchcore_kit.predictions import Predictions
+from patchcore_kit.predictions import METRICS, Predictions
 
 COLOURS = "magma"  # even in lightness: readable in grey and by colour-blind eyes
+GOOD, DEFECTIVE, OTHER = "#0072b2", "#d55e00", "#999999"  # of Okabe and Ito's palette
 GAP, HEADER, SCALE = 6, 18, 14  # pixels between panels, above them, and the width of the colour scale
+WIDTH = 9  # inches: what a notebook shows without shrinking
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "legend.frameon": False,
+}
 
 
-def segmentation_image(
-    panels: Sequence[tuple[str, np.ndarray]], low: float, high: float, caption: str = ""
-) -> Image.Image:
+# the data
+
+
+def image_grid(samples: Sequence[Sample], transform: Transform, columns: int = 6) -> np.ndarray:
+    """The images as the network sees them, with their defects outlined where there are masks -> axes (rows, columns).
+
+    Raises DataError without images.
+    """
+    if not samples:
+        raise DataError("no images to show: the list of samples is empty")
+    rows = -(-len(samples) // columns)
+    _, axes = _images(rows, columns, transform.size)
+    for ax, sample in zip(axes.flat, samples, strict=False):
+        ax.imshow(transform.image(sample))
+        mask = transform.mask(sample)
+        if mask.any():
+            ax.contour(mask, levels=[0.5], colors=DEFECTIVE, linewidths=1)
+        ax.set_title(sample.defect or "unknown", fontsize="small", color=GOOD if sample.label == 0 else DEFECTIVE)
+    for ax in axes.flat[len(samples) :]:
+        ax.set_visible(False)
+    return axes
+
+
+# the method, in pictures
+
+
+def patch_grid(image: np.ndarray, grid: tuple[int, int]) -> Axes:
+    """An (H, W, 3) image with the cells of the patch grid (down, across) drawn on it."""
+    _, ax = plt.subplots(figsize=(WIDTH / 2, WIDTH / 2))
+    ax.imshow(image)
+    height, width = image.shape[:2]
+    ax.set_xticks(np.linspace(0, width, grid[1] + 1)[1:-1] - 0.5, [])
+    ax.set_yticks(np.linspace(0, height, grid[0] + 1)[1:-1] - 0.5, [])
+    ax.grid(color="white", linewidth=0.5, alpha=0.7)
+    ax.tick_params(length=0)
+    ax.set_title(f"{grid[0]} x {grid[1]} patches")
+    return ax
+
+
+def coreset_scatter(rows: np.ndarray, chosen: np.ndarray, weights: str) -> Axes:
+    """(N, D) patch features and (k,) indices of those that are kept, drawn in their two main directions (PCA)."""
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.5))
+    x, y = PCA(2, random_state=0).fit_transform(rows).T
+    ax.scatter(x, y, s=4, color=OTHER, alpha=0.4, linewidths=0, label=f"all {len(rows)} patches")
+    ax.scatter(x[chosen], y[chosen], s=10, color=DEFECTIVE, label=f"the {len(chosen)} that are kept")
+    ax.set(xlabel="first main direction", ylabel="second", title="patch features")
+    ax.legend()
+    _note(figure, weights)
+    return ax
+
+
+def heat_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], weights: str) -> np.ndarray:
+    """An (H, W, 3) image and titled heat maps of it, of any resolution, on one colour scale -> axes (1 + maps,)."""
+    figure, axes = _images(1, 1 + len(maps), image.shape[:2])
+    axes = axes[0]
+    axes[0].imshow(image)
+    axes[0].set_title("image")
+    scale = Normalize(min(m.min() for m in maps.values()), max(m.max() for m in maps.values()))
+    for ax, (title, values) in zip(axes[1:], maps.items(), strict=True):
+        ax.imshow(values, COLOURS, scale)
+        ax.set_title(title)
+    _colour_bar(figure, axes, scale)
+    _note(figure, weights)
+    return axes
+
+
+# metrics
+
+
+def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Axes:
+    """How each metric of a results table spreads over its categories: a box, and a point for each category.
+
+    published: another such table, drawn beside it. Raises DataError if no metric is defined.
+    """
+    metrics = _defined(table, METRICS)
+    tables = {"this run": (table, GOOD)} | ({} if published is None else {"published": (published, DEFECTIVE)})
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(metrics) + 1.2))
+    room = 0.8 / len(tables)
+    for i, (label, (rows, colour)) in enumerate(tables.items()):
+        rows = rows.drop(index="Mean", errors="ignore")
+        for place, metric in enumerate(metrics):
+            if metric in rows:
+                y, values = place + (i + 0.5) * room - 0.4, rows[metric].dropna()
+                ax.boxplot(
+                    values, positions=[y], widths=room * 0.7, orientation="horizontal", showfliers=False,
+                    manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
+                )  # fmt: skip
+                apart = y + np.linspace(-0.2, 0.2, len(values)) * room  # so that equal values are seen
+                ax.scatter(values, apart, s=16, color=colour, linewidths=0, label=label)
+                label = None  # one entry in the legend
+    ax.set_yticks(range(len(metrics)), metrics)
+    ax.invert_yaxis()
+    ax.set_title("a point for each category; the box holds the middle half, the line is the median")
+    ax.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower left", ncols=2)
+    _note(figure, _made_with(table))
+    return ax
+
+
+def metric_bars(
+    table: pd.DataFrame, metrics: Sequence[str] = METRICS, published: pd.DataFrame | None = None
+) -> np.ndarray:
+    """For each metric of a results table a panel with a bar for each category, best first -> axes (panels,).
+
+    published: another such table, drawn as diamonds. Raises DataError if no metric is defined.
+    """
+    rows = table.drop(index="Mean", errors="ignore")
+    rows.index = rows.index.str.removeprefix("mvtec_")
+    axes, figure = _smallpanels(_defined(rows, metrics), 0.22 * len(rows) + 0.7)
+    for metric, ax in axes.items():
+        values = rows[metric].dropna().sort_values()
+        shown = [values]
+        ax.barh(values.index, values, color=GOOD)
+        if published is not None and metric in published:
+            shown.append(published[metric].rename(index=lambda name: name.removeprefix("mvtec_")).reindex(values.index))
+            ax.plot(shown[1], values.index, "D", color=DEFECTIVE, markersize=4)
+        # bars that start at 0 would all look alike
+        ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown))
+        ax.axvline(values.mean(), color="black", linestyle=":", linewidth=1)
+        ax.set_title(f"{metric}, mean {values.mean():.3f}")
+        ax.tick_params(axis="y", length=0)
+    _note(figure, _made_with(table), "dotted: mean" + ("" if published is None else ", diamonds: published"))
+    return np.array(list(axes.values()))
+
+
+def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Each of the columns against the image size, a grey line for each category and their mean in black -> axes.
+
+    table: a row for each category and size, with the columns `category` and `size` in pixels.
+    Raises DataError if none of the columns has values.
+    """
+    axes, figure = _smallpanels(_defined(table, columns), 2.2)
+    for column, ax in axes.items():
+        values = table.pivot(index="size", columns="category", values=column)
+        ax.plot(values, color=OTHER, linewidth=1)
+        ax.plot(values.mean(axis=1), color="black", marker="o", markersize=4)
+        ax.set_title(column)
+        ax.set_xticks(values.index)
+        ax.grid(alpha=0.3)
+        if column not in METRICS:
+            ax.set_ylim(bottom=0)
+    _note(figure, _made_with(table), "image size in pixels; black: mean, grey: categories")
+    return np.array(list(axes.values()))
+
+
+# scores
+
+
+def image_histogram(predictions: Predictions) -> Axes:
+    """Image scores, good against defective, and the F1-optimal threshold. Raises DataError without both labels."""
+    if predictions.image_threshold is None:
+        raise DataError("these predictions have no good and defective labels: a histogram compares the two")
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.7, 3.2))
+    known = predictions.labels >= 0
+    _histogram(ax, predictions.scores[known], predictions.labels[known] == 1, predictions.image_threshold)
+    ax.set(xlabel="image score (squared distance)", ylabel="images")
+    metrics = predictions.metrics
+    ax.set_title(f"image AUROC {metrics['instance_auroc']:.3f}, F1 {metrics['instance_f1']:.3f}")
+    _note(figure, predictions.weights)
+    return ax
+
+
+def pixel_histogram(predictions: Predictions) -> Axes:
+    """Pixel scores, good against defective, in logarithmic numbers, and the F1-optimal threshold.
+
+    Raises DataError without masks.
+    """
+    if predictions.pixel_threshold is None:
+        raise DataError("these predictions have no masks with defects: a pixel histogram needs them")
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.7, 3.2))
+    _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel(), predictions.pixel_threshold)
+    ax.set(xlabel="pixel score (squared distance)", ylabel="pixels", yscale="log")
+    metrics = predictions.metrics
+    ax.set_title(f"pixel AUROC {metrics['full_pixel_auroc']:.3f}, F1 {metrics['full_pixel_f1']:.3f}")
+    _note(figure, predictions.weights)
+    return ax
+
+
+def roc_curve(predictions: Predictions) -> Axes:
+    """The ROC curve of the image scores, and where the F1-optimal threshold lies on it.
+
+    Raises DataError without both labels.
+    """
+    if predictions.image_threshold is None:
+        raise DataError("these predictions have no good and defective labels: an ROC curve needs both")
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.5, WIDTH * 0.45))
+    known = predictions.labels >= 0
+    labels, scores = predictions.labels[known], predictions.scores[known]
+    RocCurveDisplay.from_predictions(labels, scores, name="image scores", ax=ax, curve_kwargs={"color": GOOD})
+    found = scores >= predictions.image_threshold
+    ax.plot(found[labels == 0].mean(), found[labels == 1].mean(), "o", color=DEFECTIVE, label="F1-optimal threshold")
+    ax.set(xlabel="good images called defective", ylabel="defective images found")
+    ax.legend(loc="lower right")
+    _note(figure, predictions.weights)
+    return ax
+
+
+def scores_by_defect(predictions: Predictions) -> Axes:
+    """A point for each image's score, in a line for each kind of defect, and the threshold where there is one."""
+    table = predictions.table()
+    kinds = sorted(table["defect"].unique(), key=lambda kind: (kind != "good", kind))
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 0.4 * len(kinds) + 1.2))
+    for i, kind in enumerate(kinds):
+        scores = table.loc[table["defect"] == kind, "score"]
+        shift = np.linspace(-0.2, 0.2, len(scores))
+        ax.scatter(scores, i + shift, s=20, color=GOOD if kind == "good" else DEFECTIVE, alpha=0.8, linewidths=0)
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.invert_yaxis()
+    if predictions.image_threshold is not None:
+        ax.axvline(predictions.image_threshold, color="black", linestyle="--", label="F1-optimal threshold")
+        ax.legend()
+    ax.set(xlabel="image score (squared distance)")
+    ax.grid(axis="x", alpha=0.3)
+    _note(figure, predictions.weights)
+    return ax
+
+
+# examples
+
+
+def examples(
+    samples: Sequence[Sample], transform: Transform, predictions: Predictions, indices: Sequence[int]
+) -> np.ndarray:
+    """Original, anomaly map, binarised map and ground truth of the images with these indices -> axes (images, 4).
+
+    All maps share one scale, that of all these predictions. What is not known, threshold or masks, is left out.
+    Raises SettingsError for samples or a transform that the predictions were not made with, and without indices.
+    """
+    if transform.size != predictions.maps.shape[1:] or tuple(s.name for s in samples) != predictions.names:
+        raise SettingsError(
+            f"{predictions} do not belong to {len(samples)} samples at {'x'.join(map(str, transform.size))}: give the "
+            "samples and the sizes that they were made with"
+        )
+    if not len(indices):
+        raise SettingsError("no examples to show: give the indices of some images")
+    pictures = [panels(samples[i], transform, predictions, i, predictions.pixel_threshold) for i in indices]
+    figure, axes = _images(len(indices), len(pictures[0]), transform.size)
+    scale = Normalize(predictions.maps.min(), predictions.maps.max())
+    for i, row, shown in zip(indices, axes, pictures, strict=True):
+        for ax, (title, values) in zip(row, shown.items(), strict=True):
+            ax.imshow(values, *((COLOURS, scale) if values.dtype.kind == "f" else ("gray", Normalize(0, 1))))
+            ax.set_title(title if ax in axes[0] else "")
+        name = samples[i].name.removeprefix("test/")
+        row[0].set_ylabel(f"{name}\nscore {predictions.scores[i]:.3g}", fontsize="small")
+    _colour_bar(figure, axes, scale)
+    _note(figure, predictions.weights)
+    return axes
+
+
+def panels(
+    sample: Sample, transform: Transform, predictions: Predictions, i: int, threshold: float | None
+) -> dict[str, np.ndarray]:
+    """Title -> image, anomaly map, binarised map, ground truth of the i-th prediction; the last two where known."""
+    shown = {"image": transform.image(sample), "anomaly map": predictions.maps[i]}
+    if threshold is not None:
+        shown[f"map >= {threshold:.3g}"] = predictions.maps[i] >= threshold
+    if predictions.masks is not None:
+        shown["ground truth"] = predictions.masks[i]
+    return shown
+
+
+# what figures share
+
+
+def _images(rows: int, columns: int, size: tuple[int, int]) -> tuple[Figure, np.ndarray]:
+    """Axes (rows, columns) without ticks for images of one size (H, W), as wide as a notebook shows them."""
+    height = rows * (0.88 * WIDTH / columns * size[0] / size[1] + 0.1) + 0.5  # beside a colour bar, below titles
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _smallpanels(titles: Sequence[str], height: float) -> tuple[dict[str, Axes], Figure]:
+    """Axes by title, up to three in a row."""
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * height), squeeze=False)
+    for ax in axes.flat[len(titles) :]:
+        ax.set_visible(False)
+    return dict(zip(titles, axes.flat, strict=False)), figure
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize) -> None:
+    figure.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, label="squared distance", aspect=30, fraction=0.05)
+
+
+def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray, threshold: float) -> None:
+    """Two histograms with the same bins, and the threshold drawn and labelled."""
+    bins = np.histogram_bin_edges(values, bins=50)
+    for name, colour, part in (("good", GOOD, values[~defective]), ("defective", DEFECTIVE, values[defective])):
+        ax.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
+    ax.axvline(threshold, color="black", linestyle="--", label=f"F1-optimal threshold {threshold:.3g}")
+    ax.legend()
+
+
+def _defined(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """Those of the metrics that a results table has values of. Raises DataError if it has none."""
+    defined = [metric for metric in metrics if metric in table and table[metric].notna().any()]
+    if not defined:
+        raise DataError(f"no values of {', '.join(metrics)} in this table: its categories had nothing to evaluate")
+    return defined
+
+
+def _made_with(table: pd.DataFrame) -> str:
+    return ", ".join(table["weights"].dropna().unique()) if "weights" in table else "not recorded"
+
+
+def _note(figure: Figure, weights: str, more: str = "") -> None:
+    """What a figure was made with, small, below it."""
+    figure.supxlabel(f"{more}   weights: {weights}".strip(), x=1, ha="right", fontsize="small", color="gray")
+
+
+# pictures in files
+
+
+def segmentation_image(panels: Mapping[str, np.ndarray], low: float, high: float, caption: str = "") -> Image.Image:
     """Titled panels of one height, left to right, with the colour scale of the heat maps at the right.
 
-    panels: (title, array): (H, W, 3) uint8 as it is, (H, W) bool in black and white, (H, W) float as a heat map in
+    panels: title -> array: (H, W, 3) uint8 as it is, (H, W) bool in black and white, (H, W) float as a heat map in
     which `low` is dark and `high` bright. caption: a line below.
     """
     colours = mpl.colormaps[COLOURS]
-    height, width = panels[0][1].shape[:2]
+    height, width = next(iter(panels.values())).shape[:2]
     font = ImageFont.truetype(
         Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
     )  # has letters of all kinds
@@ -35,7 +374,7 @@ def segmentation_image(
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     x = GAP
-    for title, values in panels:
+    for title, values in panels.items():
         if values.dtype == bool:
             values = values.astype(np.uint8) * 255
         elif values.dtype != np.uint8:
@@ -59,24 +398,20 @@ def save_segmentation_images(
     *,
     progress: bool = True,
 ) -> None:
-    """One PNG per image: original, ground truth, anomaly map, binarised map; the latter three as far as known.
+    """One PNG per image: original, anomaly map, binarised map, ground truth; the last two as far as known.
 
     All maps share one scale, from the smallest to the largest value of these predictions. Files are named as the
     reference names them, by the last four parts of the image's path; `.png` is added to those of other kinds.
 
     Raises ResultsError if they cannot be written.
     """
-    maps, threshold = predictions.maps, predictions.pixel_threshold
+    maps = predictions.maps
     low, high = float(maps.min(initial=np.inf)), float(maps.max(initial=-np.inf))  # of no maps: never drawn
+    threshold = predictions.pixel_threshold
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
-        panels = [("image", transform.image(sample))]
-        if predictions.masks is not None:
-            panels.append(("ground truth", predictions.masks[i]))
-        panels.append(("anomaly map", maps[i]))
-        if threshold is not None:
-            panels.append((f"map >= {threshold:.3g}", maps[i] >= threshold))
+        shown = panels(sample, transform, predictions, i, threshold)
         caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
-        picture = segmentation_image(panels, low, high, caption)
+        picture = segmentation_image(shown, low, high, caption)
         name = "_".join(sample.path.parts[-4:])
         with writing(Path(folder) / (name if name.endswith(".png") else f"{name}.png")) as temporary:
             picture.save(temporary, "PNG", compress_level=3)

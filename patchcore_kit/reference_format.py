@@ -16,13 +16,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import faiss
 import numpy as np
 
 from patchcore_kit.errors import ModelError, ResultsError
-from patchcore_kit.files import UNREADABLE, is_lfs_pointer
+from patchcore_kit.files import UNREADABLE, is_lfs_pointer, work_folder
 
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
@@ -69,6 +70,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def find_models() -> list[Path]:
+    """Model folders at any depth under `models/` and `experiments/` of the work folder, sorted."""
+    found = chain.from_iterable((work_folder() / name).rglob(f"*{PARAMS_FILE}") for name in ("models", "experiments"))
+    return sorted({path.parent for path in found})
 
 
 def prefixes(folder: Path | str) -> list[str]:
