@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
@@ -188,6 +189,33 @@ def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *
     args = get_evaluate_args(data, categories, models, results_path=folder, resize=None, resume=current, gpu=gpu)
     load_and_evaluate_patchcore.main(args, standalone_mode=False)
     return folder
+
+
+def train_at_sizes(
+    data: Path,
+    categories: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    project: str = "step7",
+    backbone: str = "wideresnet50",
+    weights: str | None = None,
+    percentage: float = 0.1,
+    gpu: Sequence[int] = (),
+) -> pd.DataFrame:
+    """Task 1's script at each image size, into experiments/<project>/<size> -> all their results in one table.
+
+    Images are resized to 8/7 of the size and cut, as 256 and 224. What is done already is skipped.
+    """
+    tables = []
+    for size in sizes:
+        options = {"log_project": project, "log_group": size, "resize": round(size * 8 / 7), "imagesize": size}
+        network = {"backbone": backbone, "weights": weights, "percentage": percentage, "gpu": gpu}
+        args = get_train_args(data, categories, **options, **network, save_models=False, resume=True)
+        run_patchcore.main(args, standalone_mode=False)
+        table = pk.read_results(Path("experiments") / project / str(size) / "results.csv")
+        rows = table.loc[[f"mvtec_{category}" for category in categories]]
+        tables.append(rows.assign(category=list(categories), size=size))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _settings(folder: Path) -> dict:

@@ -10,7 +10,16 @@ method.
 
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.coreset import greedy_coreset
-from patchcore_kit.datasets import Category, Sample, Transform, find_data, list_categories, load_category, load_folder
+from patchcore_kit.datasets import (
+    Category,
+    Sample,
+    Transform,
+    find_data,
+    list_categories,
+    load_category,
+    load_folder,
+    load_images,
+)
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
 from patchcore_kit.experiments import published_results, read_results
@@ -49,6 +58,7 @@ __all__ = [
     "load_category",
     "load_detector",
     "load_folder",
+    "load_images",
     "published_results",
     "read_results",
     "save_segmentation_images",

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
@@ -72,6 +73,15 @@ class Category:
 
     def __repr__(self) -> str:
         return f"Category({self.name!r}, {len(self.train)} training images, {len(self.test)} test images)"
+
+    def table(self) -> pd.DataFrame:
+        """Numbers of images and masks of each kind, in training and test."""
+        rows = [
+            (split, sample.defect or "unknown", 1, int(sample.mask_path is not None))
+            for split, samples in (("train", self.train), ("test", self.test))
+            for sample in samples
+        ]
+        return pd.DataFrame(rows, columns=["split", "defect", "images", "masks"]).groupby(["split", "defect"]).sum()
 
 
 def list_categories(root: Path | str) -> list[str]:
@@ -343,6 +353,12 @@ def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.T
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32)
     return batch.div_(255).sub_(mean).div_(std)
+
+
+def load_images(samples: Sequence[Sample], transform: Transform | None = None) -> torch.Tensor:
+    """Samples -> (B, 3, H, W), ready for a backbone or `embed`. Raises DataError as `read_rgb`."""
+    transform = transform or Transform()
+    return normalise(np.stack([transform.image(sample) for sample in samples]))
 
 
 def read_batches(

@@ -63,6 +63,15 @@ def image_grid(samples: Sequence[Sample], transform: Transform, columns: int = 6
     return axes
 
 
+def image_sizes(sample: Sample, transforms: Sequence[Transform]) -> np.ndarray:
+    """One image as the network sees it at several sizes, its own pixels kept -> axes (transforms,)."""
+    _, axes = _images(1, len(transforms), transforms[0].size)
+    for ax, transform in zip(axes[0], transforms, strict=True):
+        ax.imshow(transform.image(sample), interpolation="nearest")
+        ax.set_title("{} x {} pixels".format(*transform.size), fontsize="small")
+    return axes[0]
+
+
 # the method, in pictures
 
 

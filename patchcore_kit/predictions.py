@@ -106,16 +106,27 @@ class Predictions:
             ) from None
 
     def table(self) -> pd.DataFrame:
-        """One row per image: name, defect, score, verdict, peak of the map, share of defect pixels, how made."""
+        """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
+
+        margin: distance of the score from the threshold, as a share of it; negative where the verdict is wrong.
+        map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
+        iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
+        """
         kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
         columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores}
         if self.image_threshold is not None:
-            columns["verdict"] = np.where(self.scores >= self.image_threshold, "defective", "good")
+            distance = self.scores / self.image_threshold - 1
+            columns["verdict"] = np.where(distance >= 0, "defective", "good")
+            columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
         columns["map_max"] = self.maps.max(axis=(1, 2))
         if self.pixel_threshold is not None:
             columns["predicted_area"] = (self.maps >= self.pixel_threshold).mean(axis=(1, 2))
         if self.masks is not None:
             columns["mask_area"] = self.masks.mean(axis=(1, 2))
+        if self.pixel_threshold is not None:
+            found = self.maps >= self.pixel_threshold
+            both, either = ((found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2)))
+            columns["iou"] = np.divide(both, either, np.full(len(both), np.nan), where=self.masks.any(axis=(1, 2)))
         return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)
 
     def save_table(self, path: Path | str) -> None:

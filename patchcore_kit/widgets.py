@@ -1,6 +1,7 @@
 """The notebooks' one widget: a slider for the threshold from which on a pixel counts as defective."""
 
 import io
+from base64 import b64encode
 from collections.abc import Sequence
 
 import ipywidgets
@@ -54,4 +55,4 @@ class ThresholdSlider(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **options) -> dict:
         """The widget, and the picture for readers that run none."""
-        return super()._repr_mimebundle_(**options) | {"image/png": self.picture.value}
+        return super()._repr_mimebundle_(**options) | {"image/png": b64encode(self.picture.value).decode()}
