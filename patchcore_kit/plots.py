@@ -315,7 +315,7 @@ def panels(
 
 def _images(rows: int, columns: int, size: tuple[int, int]) -> tuple[Figure, np.ndarray]:
     """Axes (rows, columns) without ticks for images of one size (H, W), as wide as a notebook shows them."""
-    height = rows * (0.88 * WIDTH / columns * size[0] / size[1] + 0.1) + 0.5  # beside a colour bar, below titles
+    height = rows * (0.82 * WIDTH / columns * size[0] / size[1] + 0.1) + 0.5  # beside a colour bar, below titles
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -324,8 +324,8 @@ def _images(rows: int, columns: int, size: tuple[int, int]) -> tuple[Figure, np.
 
 
 def _smallpanels(titles: Sequence[str], height: float) -> tuple[dict[str, Axes], Figure]:
-    """Axes by title, up to three in a row."""
-    columns = min(3, len(titles))
+    """Axes by title, two or three in a row."""
+    columns = 2 if len(titles) == 4 else min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * height), squeeze=False)
     for ax in axes.flat[len(titles) :]:
@@ -334,7 +334,8 @@ def _smallpanels(titles: Sequence[str], height: float) -> tuple[dict[str, Axes],
 
 
 def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize) -> None:
-    figure.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, label="squared distance", aspect=30, fraction=0.05)
+    bar = mpl.cm.ScalarMappable(scale, COLOURS)
+    figure.colorbar(bar, ax=axes, label="squared distance", fraction=0.04, aspect=figure.get_figheight() / 0.15)
 
 
 def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray, threshold: float) -> None:

@@ -1,8 +1,14 @@
+import dataclasses
+
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 import patchcore_kit as pk
+from patchcore_kit import plots
 from patchcore_kit.datasets import Transform
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
 
@@ -20,7 +26,7 @@ def panel(picture, i, shape=(40, 50)):
 def test_panels_show_what_they_are_given(image):
     mask = np.zeros((40, 50), dtype=bool)
     mask[10:20, 5:9] = True
-    picture = segmentation_image([("image", image), ("mask", mask), ("map", mask * 3.0)], 0, 3, "caption")
+    picture = segmentation_image({"image": image, "mask": mask, "map": mask * 3.0}, 0, 3, "caption")
     assert (panel(picture, 0) == image).all()
     assert (panel(picture, 1) == mask[..., None] * 255).all()
     heat = panel(picture, 2).astype(int).sum(axis=2)
@@ -29,13 +35,13 @@ def test_panels_show_what_they_are_given(image):
 
 def test_maps_share_one_scale(image):
     weak, strong = np.full((40, 50), 1.0), np.full((40, 50), 10.0)
-    colours = [panel(segmentation_image([("map", values)], 0, 10), 0)[0, 0] for values in (weak, strong)]
+    colours = [panel(segmentation_image({"map": values}, 0, 10), 0)[0, 0] for values in (weak, strong)]
     assert colours[0].sum() < 100  # a good part does not glow because it is alone
     assert colours[1].sum() > 600
 
 
 def test_constant_maps(image):
-    segmentation_image([("image", image), ("map", np.zeros((40, 50)))], 0, 0)
+    segmentation_image({"image": image, "map": np.zeros((40, 50))}, 0, 0)
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -62,3 +68,171 @@ def test_pictures_of_any_number_with_and_without_masks(tmp_path, image, count, m
         with Image.open(path) as picture:
             assert picture.width > panels * 46
     assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+# figures
+
+
+@pytest.fixture(autouse=True)
+def headless():
+    """Draw without a screen, and check that what was drawn can be: warnings of the layout are errors."""
+    mpl.use("Agg")
+    with mpl.rc_context(plots.STYLE):
+        yield
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def category(sample_root):
+    return pk.load_category(sample_root, "weave")
+
+
+@pytest.fixture
+def predictions(category):
+    """Maps that glow where the defects are, dimly in one image."""
+    masks = np.stack([Transform(64, 56).mask(sample) for sample in category.test])
+    noise = np.random.default_rng(0).random(masks.shape).astype(np.float32)
+    maps = noise + 4 * masks * np.linspace(0.2, 1, len(masks), dtype=np.float32)[:, None, None]
+    labels = np.array([sample.label for sample in category.test])
+    names = tuple(sample.name for sample in category.test)
+    return pk.Predictions(maps.max(axis=(1, 2)), maps, labels, masks, names, weights="random")
+
+
+@pytest.fixture
+def table():
+    rows = np.random.default_rng(0).random((3, len(pk.METRICS)))
+    table = pd.DataFrame(rows, ["mvtec_bottle", "mvtec_cable", "mvtec_grid"], pk.METRICS)
+    table.loc["Mean"] = table.mean()
+    return table.assign(weights="random").rename_axis("Row Names")
+
+
+def texts(figure):
+    return " ".join(text.get_text() for text in figure.findobj(mpl.text.Text))
+
+
+def test_examples_share_one_scale_and_the_tasks_order(category, predictions):
+    axes = plots.examples(category.test, Transform(64, 56), predictions, [0, 5, 9])
+    assert axes.shape == (3, 4)
+    titles = [ax.get_title() for ax in axes[0]]
+    assert titles[0::3] == ["image", "ground truth"] and titles[1] == "anomaly map" and titles[2].startswith("map >= ")
+    scales = {ax.images[0].get_clim() for ax in axes[:, 1]}
+    assert scales == {(float(predictions.maps.min()), float(predictions.maps.max()))}
+    assert "weights: random" in texts(axes[0, 0].figure)
+    for row, i in zip(axes, (0, 5, 9), strict=True):
+        assert (row[3].images[0].get_array() == predictions.masks[i]).all()
+        assert (row[2].images[0].get_array() == (predictions.maps[i] >= predictions.pixel_threshold)).all()
+
+
+def test_examples_without_masks(category, predictions):
+    without = dataclasses.replace(predictions, masks=None)
+    assert plots.examples(category.test, Transform(64, 56), without, [0]).shape == (1, 2)
+
+
+def test_examples_of_something_else(category, predictions):
+    with pytest.raises(pk.SettingsError, match="do not belong to 10 samples at 32x32"):
+        plots.examples(category.test, Transform(32, 32), predictions, [0])
+    with pytest.raises(pk.SettingsError, match="do not belong to 8 samples"):
+        plots.examples(category.train, Transform(64, 56), predictions, [0])
+    with pytest.raises(pk.SettingsError, match="no examples"):
+        plots.examples(category.test, Transform(64, 56), predictions, [])
+
+
+def test_histograms_count_everything_and_label_the_threshold(predictions):
+    for draw, threshold, total in (
+        (plots.image_histogram, predictions.image_threshold, len(predictions.scores)),
+        (plots.pixel_histogram, predictions.pixel_threshold, predictions.maps.size),
+    ):
+        ax = draw(predictions)
+        assert sum(bar.get_height() for bar in ax.patches) == total
+        (line,) = ax.lines
+        assert list(line.get_xdata()) == [threshold, threshold]
+        assert f"F1-optimal threshold {threshold:.3g}" in texts(ax)
+        good, defective = (bars.patches[0].get_facecolor() for bars in ax.containers)
+        assert good != defective
+
+
+def test_histograms_need_the_truth(predictions):
+    good = dataclasses.replace(predictions, labels=np.zeros_like(predictions.labels), masks=None)
+    for draw in (plots.image_histogram, plots.pixel_histogram, plots.roc_curve):
+        with pytest.raises(pk.DataError, match="these predictions have no"):
+            draw(good)
+
+
+def test_scores_by_defect_has_good_first_and_every_image(predictions):
+    ax = plots.scores_by_defect(predictions)
+    kinds = [label.get_text() for label in ax.get_yticklabels()]
+    assert kinds[0] == "good" and kinds[1:] == sorted(kinds[1:]) and len(kinds) > 2
+    assert sum(len(points.get_offsets()) for points in ax.collections) == len(predictions.scores)
+
+
+def test_roc_curve_shows_its_threshold(predictions):
+    ax = plots.roc_curve(predictions)
+    false_rate, true_rate = (float(data[0]) for data in ax.lines[-1].get_data())
+    found = predictions.scores >= predictions.image_threshold
+    assert true_rate == found[predictions.labels == 1].mean() and false_rate == found[predictions.labels == 0].mean()
+
+
+def test_bars_are_sorted_in_each_panel_without_the_mean(table):
+    axes = plots.metric_bars(table)
+    assert len(axes) == len(pk.METRICS)
+    for metric, ax in zip(pk.METRICS, axes, strict=True):
+        widths = [bar.get_width() for bar in ax.patches]
+        assert widths == sorted(table[metric].drop("Mean"))  # best on top
+        assert f"mean {table.loc['Mean', metric]:.3f}" in ax.get_title()
+
+
+def test_published_figures_stand_at_their_category(table):
+    published = pk.published_results()
+    (ax,) = plots.metric_bars(table, ["instance_auroc"], published)
+    points = ax.lines[0]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert list(points.get_xdata()) == [published.loc[f"mvtec_{name}", "instance_auroc"] for name in names]
+    ax = plots.metric_distributions(table, published)
+    numbers = [len(points.get_offsets()) for points in ax.collections]
+    assert sorted(numbers) == [3] * len(pk.METRICS) + [15] * 4
+    assert "published" in texts(ax.figure)
+
+
+def test_the_published_table_is_the_references():
+    """Its mean row, to all digits, from the reference's own results.csv."""
+    published, mean = pk.published_results(), pk.published_results().loc["Mean"]
+    exact = (0.9916350567738738, 0.9811085868084706, 0.973575817834662, 0.943652127098289)
+    assert mean.tolist() == pytest.approx(exact, abs=5e-5)
+    assert published.drop(index="Mean").mean().tolist() == pytest.approx(exact, abs=2e-4)
+
+
+def test_metrics_that_are_not_defined_are_left_out(table):
+    table["full_pro"] = np.nan
+    assert len(plots.metric_bars(table)) == len(pk.METRICS) - 1
+    with pytest.raises(pk.DataError, match="no values of full_pro"):
+        plots.metric_bars(table, ["full_pro"])
+
+
+def test_sizes_have_a_line_for_each_category_and_the_mean(table):
+    rows = table.drop(index="Mean").assign(category=["a", "b", "c"], fit_seconds=2.0)
+    both = pd.concat([rows.assign(size=112), rows.assign(size=224, instance_auroc=1.0)])
+    axes = plots.metrics_by_size(both, ["instance_auroc", "fit_seconds"])
+    assert [len(ax.lines) for ax in axes] == [4, 4]
+    assert axes[0].lines[-1].get_ydata()[-1] == 1
+    assert axes[1].get_ylim()[0] == 0
+
+
+def test_the_other_figures(category):
+    transform = Transform(64, 56)
+    axes = plots.image_grid([*category.train[:2], *category.test[:2]], transform, columns=3)
+    assert axes.shape == (2, 3) and [ax.get_visible() for ax in axes.flat] == [True] * 4 + [False] * 2
+    outlined = [bool(ax.collections) for ax in axes.flat[:4]]
+    assert outlined == [sample.mask_path is not None for sample in (*category.train[:2], *category.test[:2])]
+    with pytest.raises(pk.DataError, match="no images"):
+        plots.image_grid([], transform)
+    image = transform.image(category.test[0])
+    assert len(plots.patch_grid(image, (7, 7)).get_xticks()) == 6
+    rows = np.random.default_rng(0).random((100, 8)).astype(np.float32)
+    everything, kept = plots.coreset_scatter(rows, np.array([3, 5]), "random").collections
+    assert (kept.get_offsets() == everything.get_offsets()[[3, 5]]).all()
+    axes = plots.heat_maps(image, {"coarse": np.eye(7), "fine": 2 * np.eye(56)}, "random")
+    assert {ax.images[0].get_clim() for ax in axes[1:]} == {(0, 2)}
+    axes = plots.image_sizes(category.test[0], [Transform(32, 28), transform])
+    assert [ax.images[0].get_array().shape for ax in axes] == [(28, 28, 3), (56, 56, 3)]

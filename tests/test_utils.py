@@ -1,0 +1,86 @@
+"""What the notebooks share; the command lines themselves are run in test_scripts.py."""
+
+import shutil
+
+import matplotlib as mpl
+import pytest
+
+import patchcore_kit as pk
+import utils
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty work folder; the current folder and matplotlib's settings come back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
+    monkeypatch.setenv("PATCHCORE_SMALL", "1")
+    monkeypatch.delenv("MVTEC_ROOT", raising=False)
+    with mpl.rc_context():
+        yield tmp_path
+
+
+def test_start_says_what_there_is(work, sample_root, monkeypatch, capsys):
+    data, gpus = utils.start()
+    assert pk.list_categories(data) == ["pill", "screw", "weave"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "[OK] packages", f"[{'OK' if gpus else '--'}] GPU", "[OK] data", "[--] published weights", "[--] trained models"
+    ]  # fmt: skip
+    (work / "weights").mkdir()
+    (work / "weights/resnet18.pth").touch()
+    monkeypatch.setenv("MVTEC_ROOT", str(sample_root))
+    assert utils.start()[0] == sample_root
+    assert "[OK] published weights: resnet18" in capsys.readouterr().out
+
+
+def test_a_run_is_made_once_and_evaluated_once(work, capsys):
+    data, _ = utils.start()
+    run = utils.find_or_train(data, "experiments/step1/0000")
+    assert list(pk.read_results(run / "results.csv").index) == ["mvtec_pill", "mvtec_screw", "mvtec_weave", "Mean"]
+    assert len(pk.find_models()) == 3
+    made = (run / "results.csv").stat().st_mtime_ns
+    assert utils.find_or_train(data, run) == run and (run / "results.csv").stat().st_mtime_ns == made
+
+    folder = utils.find_or_evaluate(data, run)
+    predictions = folder / "predictions/mvtec_pill.npz"
+    evaluated = predictions.stat().st_mtime_ns
+    utils.find_or_evaluate(data, run)
+    assert predictions.stat().st_mtime_ns == evaluated  # it is there
+    predictions.unlink()
+    utils.find_or_evaluate(data, run)
+    assert predictions.exists()  # what is missing is made
+    evaluated = predictions.stat().st_mtime_ns
+    shutil.rmtree(run)
+    utils.find_or_evaluate(data, utils.find_or_train(data, run))
+    assert predictions.stat().st_mtime_ns > evaluated  # the models are newer
+
+
+def test_a_run_of_other_data_is_not_mistaken_for_this(work, sample_root):
+    run = utils.find_or_train(utils.start()[0], "experiments/step1/0000")
+    with pytest.raises(pk.ResultsError, match="was made from sample_small, not from sample: rename that folder"):
+        utils.find_or_train(sample_root, run)
+
+
+def test_sizes_come_back_in_one_table(work):
+    data, _ = utils.start()
+    options = {"backbone": "resnet18", "weights": "random", "percentage": 0.05}
+    table = utils.train_at_sizes(data, ["pill", "weave"], [56, 112], **options)
+    assert table[["category", "size"]].to_numpy().tolist() == [
+        ["pill", 56], ["weave", 56], ["pill", 112], ["weave", 112]
+    ]  # fmt: skip
+    assert table["bank_rows"].tolist() == [19, 19, 78, 78]
+    assert (table["peak_mb"] > 100).all()
+    again = utils.train_at_sizes(data, ["pill"], [56], **options)  # done before: nothing is trained
+    assert again["fit_seconds"].tolist() == table["fit_seconds"].tolist()[:1]
+
+
+def test_arguments_for_models_of_any_size():
+    args = utils.get_evaluate_args("data", ["a"], "models", resize=None, resume=True)
+    assert "--resize" not in args and "--imagesize" not in args and "--resume" in args
+
+
+@pytest.mark.parametrize(("holds", "says"), [(True, "Right.\n"), (False, "Not yet: look again\n")])
+def test_check(holds, says, capsys):
+    utils.check(holds, "look again")
+    assert capsys.readouterr().out == says
