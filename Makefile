@@ -9,7 +9,7 @@ export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help workshop test sample-data lint benchmark lock clean
+.PHONY: help workshop lab test test-docker sample-data lint benchmark lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +19,14 @@ workshop: .venv/ready sample-data ## set up, train and evaluate every category o
 	    --save_patchcore_model --save_predictions --save_segmentation_images experiments \
 	    patch_core -b resnet18 --weights random sampler approx_greedy_coreset dataset mvtec data/sample
 
+lab: .venv/ready ## open the notebooks in JupyterLab, without Docker: click the link it prints
+	@$(RUN) -m jupyterlab --config=jupyter_server_config.py
+
 test: .venv/ready ## set up and run the tests
 	$(RUN) -m pytest
+
+test-docker: .venv/ready ## build the container and test it; needs a Docker engine
+	$(RUN) -m pytest -m docker tests/test_docker.py
 
 sample-data: .venv/ready ## draw the built-in data set into data/sample
 	$(RUN) -c "import patchcore_kit as pk; pk.draw_sample_data('data/sample')"
