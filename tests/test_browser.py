@@ -1,0 +1,232 @@
+"""The workshop's notebooks as a student meets them: in JupyterLab, in a real browser."""
+
+import http.client
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORKSHOP = "notebooks/workshop.ipynb"
+TASK = "notebooks/task4_masks.ipynb"  # the one with a slider
+TOKEN = "workshop"
+CHROMIUM = shutil.which("chromium")
+# the picture as it is drawn on the screen: a new address alone would not show that it changed
+PIXELS = """picture => {
+    if (!picture.complete || !picture.naturalWidth) return "";
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+    canvas.getContext("2d").drawImage(picture, 0, 0);
+    return canvas.toDataURL();
+}"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
+
+
+def wait(done, seconds, what):
+    """The first true answer of `done`."""
+    end = time.monotonic() + seconds
+    while not (answer := done()):
+        assert time.monotonic() < end, f"no {what} within {seconds} s"
+        time.sleep(0.2)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab in a work folder like a user's, without the settings of whoever runs this."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(REPOSITORY / "notebooks", work / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("bin", "utils.py", "README.md"):
+        (work / name).symlink_to(REPOSITORY / name)
+    own = tmp_path_factory.mktemp("settings")
+    # without TQDM_DISABLE: bars are part of what is tested
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("PATCHCORE_", "MVTEC_", "JUPYTER", "TQDM_"))}
+    environment = kept | {
+        "PATCHCORE_WORK": str(work),
+        "PATCHCORE_SMALL": "1",
+        "JUPYTER_CONFIG_DIR": str(own / "config"),
+        "JUPYTER_DATA_DIR": str(own / "data"),
+        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
+        "IPYTHONDIR": str(own / "ipython"),
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = REPOSITORY / "jupyter_server_config.py"
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"),
+        *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={work}", f"--IdentityProvider.token={TOKEN}"),
+        *([f"--config={settings}"] if settings.exists() else []),
+    ]
+
+    def answers():
+        assert server.poll() is None, log.read_text(encoding="utf-8")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/api")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    log = own / "log"
+    with log.open("w", encoding="utf-8") as file:
+        server = subprocess.Popen(command, cwd=work, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            wait(answers, 60, "answer from JupyterLab")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()  # it ends its kernels first
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--disable-domain-reliability", "--no-first-run", "--no-proxy-server"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A new window as large as a student's laptop."""
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    context.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def shoot(page, tmp_path, request):
+    folder = Path(os.environ.get("PATCHCORE_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def shoot(name):
+        page.screenshot(path=folder / f"{name}.png")
+        print(f"screenshot: {folder / name}.png")
+
+    yield shoot
+    shoot(f"{request.node.name}_end")  # after a failure: what could be seen then
+
+
+def open_notebook(page, lab, path):
+    page.goto(f"{lab}/lab/tree/{path}?token={TOKEN}&reset")  # reset: without the tabs of the test before
+    notebook = page.locator(".jp-NotebookPanel:visible")
+    expect(notebook.locator(".jp-MarkdownOutput h1").first).to_be_visible()
+    # the status bar's word; before it, Run All may ask which kernel to start
+    expect(page.get_by_role("button", name="| Idle")).to_be_visible(timeout=60_000)
+    return notebook
+
+
+def choose(page, menu, entry):
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.locator(".lm-Menu").get_by_text(entry, exact=True).click()
+
+
+def code_cells(page, lab, path):
+    """The code cells as the server has them: also those that the page does not draw."""
+    cells = page.request.get(f"{lab}/api/contents/{path}?token={TOKEN}").json()["content"]["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def run_all(page, lab, notebook, path):
+    """Run every cell, save, and return the code cells that were saved."""
+    count = len(code_cells(page, lab, path))
+    prompts = notebook.locator(".jp-CodeCell .jp-InputArea-prompt")
+    red = notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")  # tracebacks too
+
+    # not the kernel's state, which is idle also between two cells
+    def ended():
+        numbered = [text for text in prompts.all_text_contents() if re.fullmatch(r"\[\d+\]:", text)]
+        return len(numbered) == count or red.count()
+
+    def saved():
+        cells = code_cells(page, lab, path)
+        return cells if all(cell["execution_count"] for cell in cells) else None
+
+    choose(page, "Run", "Run All Cells")
+    wait(ended, 240, "end of Run All Cells")
+    assert red.all_text_contents() == []
+    choose(page, "File", "Save Notebook")
+    return wait(saved, 30, "saved copy with a number at every code cell")
+
+
+def test_task(page, lab, shoot):
+    notebook = open_notebook(page, lab, TASK)
+    shoot("task_opened")
+    cells = run_all(page, lab, notebook, TASK)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    # warnings and, where a bar is not a widget, its text go to stderr
+    assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
+    expect(notebook.get_by_text("Error displaying widget")).to_have_count(0)
+
+    figure = notebook.locator(".jp-OutputArea .jp-RenderedImage img").first
+    figure.hover()  # scrolls until it is there; cells far away have no height yet, so that one scroll may miss
+    expect(figure).to_be_in_viewport(ratio=0.5)
+    shoot("task_figure")
+    drawn = "pictures => pictures.every(picture => picture.naturalWidth > 0)"
+    wait(lambda: notebook.locator("img").evaluate_all(drawn), 10, "drawing of every picture")
+
+    slider = notebook.locator(".widget-slider")
+    explorer = notebook.locator(".widget-box", has=page.locator(".widget-slider")).first
+    picture = explorer.locator("img").first
+    # not the slider's own number, which follows it also when nothing else does
+    texts = explorer.locator(".widget-html-content, .widget-label:not(.widget-slider *)")
+    picture.hover()
+    expect(slider).to_be_in_viewport()
+    for way, move in {
+        "mouse": lambda: slider.locator(".noUi-base").click(position={"x": 30, "y": 2}),
+        "keyboard": lambda: slider.get_by_role("slider").press("End"),
+    }.items():
+        text, pixels = texts.all_text_contents(), picture.evaluate(PIXELS)
+        move()
+        wait(lambda before=text: texts.all_text_contents() != before, 10, f"new text after the {way}")
+        wait(lambda before=pixels: picture.evaluate(PIXELS) not in ("", before), 10, f"new picture after the {way}")
+        shoot(f"task_slider_{way}")
+    pixels = picture.evaluate(PIXELS)
+    images = explorer.locator("select")
+    images.select_option(index=images.evaluate("select => select.selectedIndex ? 0 : 1"))
+    wait(lambda: picture.evaluate(PIXELS) not in ("", pixels), 10, "new picture after choosing another image")
+    shoot("task_slider_image")
+
+    answer = notebook.locator("details").first
+    inside = answer.locator(":not(summary)").first
+    expect(inside).to_be_hidden()
+    answer.locator("summary").click()
+    expect(inside).to_be_visible()
+    shoot("task_answer")
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+
+
+def test_links_open_the_tasks(page, lab, shoot):
+    notebook = open_notebook(page, lab, WORKSHOP)
+    shoot("workshop_opened")
+    tab = page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab")
+    tasks = sorted(path.name for path in (REPOSITORY / "notebooks").glob("task*.ipynb"))
+    assert tasks
+    for count, task in enumerate(tasks, 2):
+        notebook.locator(f".jp-MarkdownOutput a[href*='/{task}']").first.click()
+        opened = tab.filter(has_text=task)
+        expect(opened).to_have_class(re.compile("lm-mod-current"))
+        expect(notebook.locator(".jp-MarkdownOutput h1").first).to_be_visible()
+        expect(tab).to_have_count(count)
+        tab.filter(has_text=Path(WORKSHOP).name).click()
+    shoot("workshop_tabs")
+    assert len(page.context.pages) == 1
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
