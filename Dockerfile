@@ -26,5 +26,5 @@ ENV HOME=/home/learner USER=learner PYTHONPATH=/work \
     JUPYTER_IP=0.0.0.0
 WORKDIR /work
 USER 1000:1000
-CMD ["sh", "-c", "if [ -w /work ]; then exec jupyter lab --config=/work/jupyter_server_config.py; fi; \
+CMD ["sh", "-c", "if [ -w /work ]; then exec jupyter lab --config=/work/jupyter/jupyter_server_config.py; fi; \
     stat -c 'no permission to write to /work, which belongs to uid %u: start with HOST_UID=%u HOST_GID=%g' /work; exit 1"]

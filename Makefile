@@ -9,10 +9,10 @@ export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help workshop lab test test-docker sample-data lint benchmark lock clean
+.PHONY: help workshop lab test test-notebooks-full test-docker sample-data lint benchmark lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 workshop: .venv/ready sample-data ## set up, train and evaluate every category of the sample data
 	$(RUN) bin/run_patchcore.py --resume --log_project step1 --log_group 0000 \
@@ -20,10 +20,13 @@ workshop: .venv/ready sample-data ## set up, train and evaluate every category o
 	    patch_core -b resnet18 --weights random sampler approx_greedy_coreset dataset mvtec data/sample
 
 lab: .venv/ready ## open the notebooks in JupyterLab, without Docker: click the link it prints
-	@$(RUN) -m jupyterlab --config=jupyter_server_config.py
+	@$(RUN) -m jupyterlab --config=jupyter/jupyter_server_config.py
 
 test: .venv/ready ## set up and run the tests
 	$(RUN) -m pytest
+
+test-notebooks-full: .venv/ready ## run every notebook at full size, each one first (10 minutes and more)
+	$(RUN) -m pytest -m full tests/test_notebooks.py
 
 test-docker: .venv/ready ## build the container and test it; needs a Docker engine
 	$(RUN) -m pytest -m docker tests/test_docker.py

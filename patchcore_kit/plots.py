@@ -389,6 +389,7 @@ def segmentation_image(panels: Mapping[str, np.ndarray], low: float, high: float
             values = values.astype(np.uint8) * 255
         elif values.dtype != np.uint8:
             values = colours((values - low) / (high - low or 1), bytes=True)[..., :3]
+        draw.rectangle((x - 1, HEADER - 1, x + width, HEADER + height), outline="silver")  # white on white has an edge
         picture.paste(Image.fromarray(values), (x, HEADER))
         draw.text((x, 2), title, "black", font)
         x += width + GAP

@@ -113,12 +113,12 @@ class Predictions:
         iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
         """
         kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
-        columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores}
+        columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
         if self.image_threshold is not None:
             distance = self.scores / self.image_threshold - 1
             columns["verdict"] = np.where(distance >= 0, "defective", "good")
             columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
-        columns["map_max"] = self.maps.max(axis=(1, 2))
+        columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
         if self.pixel_threshold is not None:
             columns["predicted_area"] = (self.maps >= self.pixel_threshold).mean(axis=(1, 2))
         if self.masks is not None:

@@ -190,6 +190,29 @@ def student(engine, tmp_path_factory):
 
 
 @pytest.mark.docker
+def test_the_readmes_commands(student):
+    """As they stand there, but for `up`: in the background, and with a GPU only as far as it is checked without one."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```sh\n((?:docker|printf) .*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert len(commands) == 4
+    script = "".join(commands).replace("gpu.yaml up", "gpu.yaml config")
+    script = script.replace("compose up\n", "compose up --detach --wait\n")
+    done = subprocess.run(
+        ["bash", "-ec", script],
+        cwd=student.folder,
+        env=student.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "capabilities" in done.stdout
+    settings = student.folder / ".env"
+    assert settings.read_text() == f"HOST_UID={os.getuid()}\nHOST_GID={os.getgid()}\n"
+    settings.unlink()  # the test's own settings come from the environment
+
+
+@pytest.mark.docker
 def test_one_link_with_a_token(student):
     assert len(check_link(student.link(), student.port)) == 48
     container = student.compose("ps", "--quiet", "jupyter").strip()

@@ -1,10 +1,15 @@
-"""Every command and code block of the README is run, or for `make`, which would start the tests again, resolved."""
+"""Every command and code block of the README is run.
+
+`make` is only resolved here, or it would start the tests again; .ci/run calls it. Blocks with docker are run by
+test_docker.py.
+"""
 
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 
 import patchcore_kit as pk
@@ -47,14 +52,14 @@ def clone(tmp_path_factory, mvtec, resnet18_file):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
-    assert {"workshop", "test", "benchmark", "sample-data", "help"} <= targets
+    assert {"workshop", "lab", "test", "benchmark", "sample-data", "help"} <= targets
     for target in targets:
         done = bash(f"make --dry-run {target}", REPOSITORY)
         assert done.returncode == 0, done.stderr
 
 
 def test_commands(clone):
-    commands = [block for block in blocks("sh") if not block.startswith("make ")]
+    commands = [block for block in blocks("sh") if not block.startswith(("make ", "docker ", "printf "))]
     assert len(commands) == 2
     # the reference's network, but with weights that are at hand
     script = "".join(commands).replace("-b wideresnet50", f"-b resnet18 --weights {clone / 'weights/resnet18.pth'}")
@@ -70,9 +75,18 @@ def test_commands(clone):
 def test_python(tmp_path, monkeypatch):
     pk.draw_sample_data(tmp_path / "data/sample", ("pill",), progress=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
+    monkeypatch.setenv("PATCHCORE_SMALL", "1")
+    monkeypatch.delenv("MVTEC_ROOT", raising=False)
     script = blocks("python")
-    assert len(script) == 2
-    exec("".join(script), {})
+    assert len(script) == 4
+    with mpl.rc_context():  # start() sets the style of figures
+        exec("".join(script), {})
+    trained, evaluated = (
+        pk.read_results(f"{folder}/results.csv") for folder in ("experiments/step1/0000", "evaluation")
+    )
+    metrics = list(pk.METRICS)
+    assert trained.loc["mvtec_pill", metrics].tolist() == evaluated.loc["mvtec_pill", metrics].tolist()
     assert pk.PatchCore.load("models/pill").grid_ == (28, 28)
     assert len(list(Path("pictures").iterdir())) == 12
 

@@ -7,13 +7,13 @@ from urllib.parse import quote
 
 from tornado.ioloop import IOLoop
 
-work = Path(__file__).resolve().parent
+here = Path(__file__).resolve().parent
 port = int(os.environ.get("JUPYTER_PORT") or 8888)
 token = os.environ.get("JUPYTER_TOKEN", "").strip() or secrets.token_hex(24)
 first_page = "/lab/tree/notebooks/workshop.ipynb"
 
 c = get_config()  # noqa: F821
-c.ServerApp.root_dir = str(work)
+c.ServerApp.root_dir = str(here.parent)
 c.LabApp.default_url = first_page
 c.ServerApp.ip = os.environ.get("JUPYTER_IP") or "127.0.0.1"  # the container says 0.0.0.0, and compose who reaches it
 c.ServerApp.port = port
@@ -22,6 +22,7 @@ c.ServerApp.open_browser = False
 c.ServerApp.allow_root = True  # the starter chooses: with rootless Docker the container's root is the student
 c.ServerApp.answer_yes = True  # Ctrl-C stops without a question
 c.IdentityProvider.token = token
+c.LabApp.app_settings_dir = str(here)  # overrides.json: no news prompt, whole file names, closed notebooks end
 c.LabApp.news_url = None
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"  # no catalogue from the network
