@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
+import click
+import faiss
 import pandas as pd
 import torch
+import torchvision
 from matplotlib import pyplot as plt
 
 import patchcore_kit as pk
@@ -18,7 +20,7 @@ from patchcore_kit import plots
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 from patchcore_kit.weights import find, resolve
 
-PUBLISHED = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # backbones whose weights people have
+BACKBONES = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # those whose weights `start` looks for
 
 
 @contextmanager
@@ -86,7 +88,6 @@ def get_evaluate_args(
     save_predictions: bool = True,
     save_segmentation_images: bool = False,
     weights: str | None = None,
-    resume: bool = False,
 ) -> list[str]:
     """The arguments of `bin/load_and_evaluate_patchcore.py`.
 
@@ -95,11 +96,7 @@ def get_evaluate_args(
     """
     if isinstance(models, str | Path):
         models = [Path(models) / f"mvtec_{category}" for category in categories]
-    flags = {
-        "--save_predictions": save_predictions,
-        "--save_segmentation_images": save_segmentation_images,
-        "--resume": resume,
-    }
+    flags = {"--save_predictions": save_predictions, "--save_segmentation_images": save_segmentation_images}
     run = ["--seed", seed, *_repeat("--gpu", gpu), *(flag for flag, on in flags.items() if on), results_path]
     loader = ["patch_core_loader", *_repeat("-p", models), *_repeat("--weights", [weights] if weights else [])]
     return [str(a) for a in (*run, *loader, *_dataset_args(data_path, categories, resize, imagesize))]
@@ -122,21 +119,22 @@ def _dataset_args(data_path: Path | str, categories: Sequence[str], resize: int 
 def start() -> tuple[Path, tuple[int, ...]]:
     """Say what there is to work with, and return it: (data folder, GPUs to use).
 
-    The data is MVTec AD where it is found, else the sample data, drawn now if it is not there yet; a few images of it
-    where the environment variable PATCHCORE_SMALL is set. From here on relative paths start at the work folder.
+    The data is MVTec AD where `pk.find_data` finds it, else the sample data, drawn now if it is not there yet; a few
+    images of it where the environment variable PATCHCORE_SMALL is set. From here on relative paths start at the work
+    folder.
     """
     os.chdir(pk.work_folder())
     plt.rcParams.update(plots.STYLE)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # as any other output, not as an error's
     gpus = tuple(range(torch.cuda.device_count()))[:1]
-    data = pk.find_data() or _draw_sample_data()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "faiss-cpu", "jupyterlab"))
-    weights = [name for name in PUBLISHED if find(resolve(name))]
+    found = pk.find_data()
+    data = found or _draw_sample_data()
+    weights = [name for name in BACKBONES if find(resolve(name))]
     models = pk.find_models()
-    _say(True, f"packages: {packages}")
+    _say(True, f"packages: torch {torch.__version__}, torchvision {torchvision.__version__}, faiss {faiss.__version__}")
     _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
-    _say(True, f"data: {data} ({', '.join(pk.list_categories(data))})")
-    _say(weights, f"published weights: {', '.join(weights) or 'none yet, only random ones (see README, Weights)'}")
+    _say(found, f"data: {'' if found else 'no MVTec AD, so '}{data} ({', '.join(pk.list_categories(data))})")
+    _say(weights, f"published weights: {', '.join(weights) or 'none yet, only random ones (README, Weights)'}")
     _say(models, f"trained models: {len(models) or 'none yet, task 1 makes some'}")
     return data, gpus
 
@@ -162,32 +160,38 @@ def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Pa
     if not (run / "results.csv").is_file():
         print(f"{run} is not there, task 1 makes it: trained now")
         categories = pk.list_categories(data)[: None if data.name == "sample" else 3]
-        options = {"log_project": run.parent.name, "log_group": run.name, "resume": True, "gpu": gpu}
-        args = get_train_args(
-            data, categories, results_path=run.parents[1], backbone="resnet18", weights="random", **options
-        )
-        run_patchcore.main(args, standalone_mode=False)
-    settings = _settings(run)
-    if settings and settings["data"] != data.name:
-        raise pk.ResultsError(
-            f"{run} was made from {settings['data']}, not from {data.name}: rename that folder, or set RUN to another"
-        )
+        project = run.absolute().parent
+        folder = {"results_path": project.parent, "log_project": project.name, "log_group": run.name}
+        network = {"backbone": "resnet18", "weights": "random"}
+        _call(run_patchcore, get_train_args(data, categories, **folder, **network, resume=True, gpu=gpu))
+    name = data.resolve().name  # as the script records it
+    made_from = _settings(run).get("data", name)
+    if made_from != name:
+        raise pk.ResultsError(f"{run} was made from {made_from}, not {name}: rename that folder, or set RUN to another")
+    missing = set(pk.list_categories(data)) - set(_trained(run))
+    if missing:
+        print(f"{run} has no {', '.join(sorted(missing))}: task 1 adds them")
     return run
 
 
 def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *, gpu: Sequence[int] = ()) -> Path:
-    """The results folder of task 4, with predictions of all models of a run; what is missing or old is made now."""
-    folder = Path(folder)
-    models = [run / "models" / name for name in pk.read_results(run / "results.csv").index.drop("Mean")]
-    made = _settings(folder)
+    """The results folder of task 4, with predictions of all models of a run; made anew if something is missing or old.
+
+    Raises ResultsError if they cannot be evaluated.
+    """
+    folder, categories = Path(folder), _trained(run)
+    models = [run / "models" / f"mvtec_{category}" for category in categories]
+    made, table = _settings(folder), folder / "results.csv"
     current = (
         made.get("models") == [str(model) for model in models]
-        and made["data"] == data.name
-        and (folder / "settings.json").stat().st_mtime > (run / "settings.json").stat().st_mtime
+        and made["data"] == data.resolve().name
+        and all((folder / "predictions" / f"{model.name}.npz").is_file() for model in models)
+        and table.is_file()
+        and table.stat().st_mtime >= (run / "results.csv").stat().st_mtime
     )
-    categories = [model.name.removeprefix("mvtec_") for model in models]
-    args = get_evaluate_args(data, categories, models, results_path=folder, resize=None, resume=current, gpu=gpu)
-    load_and_evaluate_patchcore.main(args, standalone_mode=False)
+    if not current:
+        args = get_evaluate_args(data, categories, models, results_path=folder, resize=None, gpu=gpu)
+        _call(load_and_evaluate_patchcore, args)
     return folder
 
 
@@ -205,17 +209,29 @@ def train_at_sizes(
     """Task 1's script at each image size, into experiments/<project>/<size> -> all their results in one table.
 
     Images are resized to 8/7 of the size and cut, as 256 and 224. What is done already is skipped.
+    Raises ResultsError if it cannot be trained, or those folders hold results of other settings.
     """
     tables = []
     for size in sizes:
         options = {"log_project": project, "log_group": size, "resize": round(size * 8 / 7), "imagesize": size}
         network = {"backbone": backbone, "weights": weights, "percentage": percentage, "gpu": gpu}
-        args = get_train_args(data, categories, **options, **network, save_models=False, resume=True)
-        run_patchcore.main(args, standalone_mode=False)
+        _call(run_patchcore, get_train_args(data, categories, **options, **network, save_models=False, resume=True))
         table = pk.read_results(Path("experiments") / project / str(size) / "results.csv")
         rows = table.loc[[f"mvtec_{category}" for category in categories]]
         tables.append(rows.assign(category=list(categories), size=size))
     return pd.concat(tables, ignore_index=True)
+
+
+def _call(command: click.Command, args: Sequence[str]) -> None:
+    try:
+        command.main(args, standalone_mode=False)
+    except click.ClickException as error:
+        hint = "in a notebook: rename that folder, or change the parameters"
+        raise pk.ResultsError(f"{error.message} ({hint})") from None
+
+
+def _trained(run: Path) -> list[str]:
+    return [name.removeprefix("mvtec_") for name in pk.read_results(run / "results.csv").index.drop("Mean")]
 
 
 def _settings(folder: Path) -> dict:

@@ -20,7 +20,7 @@ from patchcore_kit.datasets import (
     load_folder,
     load_images,
 )
-from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
+from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
 from patchcore_kit.experiments import published_results, read_results
 from patchcore_kit.files import work_folder
@@ -59,6 +59,7 @@ __all__ = [
     "load_detector",
     "load_folder",
     "load_images",
+    "load_transform",
     "published_results",
     "read_results",
     "save_segmentation_images",

@@ -345,6 +345,9 @@ class Transform:
         return self._fit(read_mask(sample.mask_path), mode) == 255
 
 
+DEFAULT_TRANSFORM = Transform()
+
+
 def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with ImageNet's mean and deviation, the network's input.
 
@@ -355,10 +358,17 @@ def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.T
     return batch.div_(255).sub_(mean).div_(std)
 
 
-def load_images(samples: Sequence[Sample], transform: Transform | None = None) -> torch.Tensor:
-    """Samples -> (B, 3, H, W), ready for a backbone or `embed`. Raises DataError as `read_rgb`."""
-    transform = transform or Transform()
-    return normalise(np.stack([transform.image(sample) for sample in samples]))
+def load_images(
+    samples: Path | str | Sequence[Sample | Path | str], transform: Transform = DEFAULT_TRANSFORM
+) -> torch.Tensor:
+    """Samples, image files or a folder -> (B, 3, H, W), ready for a backbone or `embed`.
+
+    Raises DataError without images or for one that cannot be read.
+    """
+    images = [transform.image(sample) for sample in as_samples(samples)]
+    if not images:
+        raise DataError("no images to load: the list of samples is empty")
+    return normalise(np.stack(images))
 
 
 def read_batches(

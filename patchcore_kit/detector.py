@@ -267,12 +267,7 @@ class PatchCore:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
-        size = tuple(params["input_shape"][1:])
-        stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
-        if stored and resize and resize != stored:
-            raise ModelError(
-                f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
-            )
+        transform = load_transform(folder, resize, prefix=prefix)
         if weights is None and extras.get("weights") == "random":
             weights = "random"
         backbone = load_backbone(
@@ -291,8 +286,8 @@ class PatchCore:
             backbone,
             extras.get("sampler", "identity"),
             extras.get("percentage", 1),
-            stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size),
-            size[1],
+            transform.resize,
+            transform.imagesize,
             params["pretrain_embed_dimension"],
             params["target_embed_dimension"],
             params["patchsize"],
@@ -302,11 +297,6 @@ class PatchCore:
             reweight=extras.get("reweight", 0),
             progress=progress,
         )
-        if detector.transform.size != size:
-            raise ModelError(
-                f"the model in {folder} was trained on images of {size[0]}x{size[1]} pixels, resize={resize} "
-                f"makes them {'x'.join(map(str, detector.transform.size))}: give what it was trained with"
-            )
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
         detector.train_names_ = tuple(extras.get("training_images", ()))
         detector.bank_ = MemoryBank(saved.rows, saved.images, saved.cells, device)
@@ -315,6 +305,28 @@ class PatchCore:
     def _find_grid(self) -> tuple[int, int]:
         """Run the network once on an empty image of the right size."""
         return self.embedding.grid(self.backbone(torch.zeros(1, 3, *self.transform.size, device=self.backbone.device)))
+
+
+def load_transform(folder: Path | str, resize: int | tuple[int, int] | None = None, *, prefix: str = "") -> Transform:
+    """How a saved model sees images, without opening the rest of it.
+
+    resize, prefix: as for `PatchCore.load`; without a prefix, an ensemble's first member.
+    Raises ModelError if the folder is no model, or was made for another `resize`.
+    """
+    params, extras = reference_format.read_settings(folder, prefix or reference_format.prefixes(folder)[0])
+    size = tuple(params["input_shape"][1:])
+    stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
+    if stored and resize and resize != stored:
+        raise ModelError(
+            f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
+        )
+    transform = Transform(stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size), size[1])
+    if transform.size != size:
+        raise ModelError(
+            f"the model in {folder} was trained on images of {size[0]}x{size[1]} pixels, resize={resize} "
+            f"makes them {'x'.join(map(str, transform.size))}: give what it was trained with"
+        )
+    return transform
 
 
 class PatchCoreEnsemble:

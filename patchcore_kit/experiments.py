@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
@@ -137,6 +137,7 @@ class Results:
         """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined."""
         table = pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("Row Names")
         averaged = [*METRICS, *COSTS]
+        table = table.reindex(columns=dict.fromkeys([*table.columns, *averaged]))  # a column may be newer than a row
         table[averaged] = table[averaged].astype(float)
         table.loc["Mean", averaged] = table[averaged].mean()
         return table
@@ -180,7 +181,7 @@ def train(
     for category in categories:
         if _done(category, results, outputs):
             continue
-        _restart_peak_memory()
+        _peak_memory()
         started = time.perf_counter()
         detector = make_detector().fit(category.train)
         seconds = time.perf_counter() - started
@@ -211,7 +212,7 @@ def evaluate_models(
     for category, open_model in zip(categories, load, strict=True):
         if _done(category, results, outputs):
             continue
-        _restart_peak_memory()
+        _peak_memory()
         _evaluate(category, open_model(), results, outputs, {}, progress)
 
 
@@ -239,7 +240,7 @@ def _evaluate(
 ) -> None:
     """Predict, write what is asked for, and last of all the row: a category with a row is complete."""
     name = row_name(category)
-    costs["bank_rows"] = sum(len(member.bank_) for member in detector.members)
+    costs = costs | {"bank_rows": sum(len(member.bank_) for member in detector.members)}
     if category.test:
         started = time.perf_counter()
         predictions = detector.predict(category.test, mask_rule=outputs.mask_rule)
@@ -264,16 +265,11 @@ def _evaluate(
     LOGGER.info("%s: %s", name, numbers or metrics["undefined"])
 
 
-def _restart_peak_memory() -> None:
-    """Let `_peak_memory` start again from what the process holds now; without Linux's /proc it does nothing."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def _peak_memory() -> float | None:
-    """The most main memory that the process held since then, in MB; None without Linux's /proc."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
+    """The most main memory that this process held since the last call, in MB; None where Linux's /proc does not say."""
+    try:
+        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    except (OSError, StopIteration):
+        return None
+    return int(held.split()[1]) * 1024 / 1e6

@@ -45,14 +45,6 @@ class Curves:
         gained = np.diff(self.true, prepend=0)
         return float(np.sum(gained * self.true / (self.true + self.false)) / self.true[-1])
 
-    def precision_recall(self, threshold: float) -> tuple[float, float]:
-        """Precision and recall if values at or above the threshold count as defective; without any, precision is 1."""
-        found = np.count_nonzero(self.thresholds >= threshold) - 1
-        if found < 0:
-            return 1.0, 0.0
-        true, false = self.true[found], self.false[found]
-        return float(true / (true + false)), float(true / self.true[-1])
-
     def best_f1(self) -> tuple[float, float]:
         """(threshold, F1): the threshold of the highest F1; values at or above it count as defective."""
         f1 = 2 * self.true / (self.true + self.false + self.true[-1])

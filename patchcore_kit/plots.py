@@ -1,7 +1,7 @@
 """Every figure of the notebooks, and the pictures that evaluation writes: data in, axes or an image out.
 
-Heat maps that belong together share one colour scale, which is drawn beside them. Good is blue and defective is
-orange everywhere: a pair that colour-blind eyes tell apart. Every figure says which weights it was made with.
+Heat maps that belong together share one colour scale, which is drawn beside them. Good images and pixels are blue,
+defective ones orange: a pair that colour-blind eyes tell apart. What a network had a part in says with which weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,10 @@ from patchcore_kit.files import writing
 from patchcore_kit.predictions import METRICS, Predictions
 
 COLOURS = "magma"  # even in lightness: readable in grey and by colour-blind eyes
-GOOD, DEFECTIVE, OTHER = "#0072b2", "#d55e00", "#999999"  # of Okabe and Ito's palette
+GOOD, DEFECTIVE, ACCENT, OTHER = "#0072b2", "#d55e00", "#cc79a7", "#999999"  # of Okabe and Ito's palette
+KINDS = {0: GOOD, 1: DEFECTIVE, -1: OTHER}  # by label
 GAP, HEADER, SCALE = 6, 18, 14  # pixels between panels, above them, and the width of the colour scale
+PUBLISHED = "published (wide ResNet-50, ImageNet)"
 WIDTH = 9  # inches: what a notebook shows without shrinking
 STYLE = {
     "figure.dpi": 100,
@@ -57,7 +59,7 @@ def image_grid(samples: Sequence[Sample], transform: Transform, columns: int = 6
         mask = transform.mask(sample)
         if mask.any():
             ax.contour(mask, levels=[0.5], colors=DEFECTIVE, linewidths=1)
-        ax.set_title(sample.defect or "unknown", fontsize="small", color=GOOD if sample.label == 0 else DEFECTIVE)
+        ax.set_title(sample.defect or "unknown", fontsize="small", color=KINDS[sample.label])
     for ax in axes.flat[len(samples) :]:
         ax.set_visible(False)
     return axes
@@ -93,7 +95,7 @@ def coreset_scatter(rows: np.ndarray, chosen: np.ndarray, weights: str) -> Axes:
     figure, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.5))
     x, y = PCA(2, random_state=0).fit_transform(rows).T
     ax.scatter(x, y, s=4, color=OTHER, alpha=0.4, linewidths=0, label=f"all {len(rows)} patches")
-    ax.scatter(x[chosen], y[chosen], s=10, color=DEFECTIVE, label=f"the {len(chosen)} that are kept")
+    ax.scatter(x[chosen], y[chosen], s=10, color=ACCENT, label=f"the {len(chosen)} that are kept")
     ax.set(xlabel="first main direction", ylabel="second", title="patch features")
     ax.legend()
     _note(figure, weights)
@@ -124,7 +126,7 @@ def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = N
     published: another such table, drawn beside it. Raises DataError if no metric is defined.
     """
     metrics = _defined(table, METRICS)
-    tables = {"this run": (table, GOOD)} | ({} if published is None else {"published": (published, DEFECTIVE)})
+    tables = {"this run": (table, GOOD)} | ({} if published is None else {PUBLISHED: (published, ACCENT)})
     figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(metrics) + 1.2))
     room = 0.8 / len(tables)
     for i, (label, (rows, colour)) in enumerate(tables.items()):
@@ -157,20 +159,20 @@ def metric_bars(
     """
     rows = table.drop(index="Mean", errors="ignore")
     rows.index = rows.index.str.removeprefix("mvtec_")
-    axes, figure = _smallpanels(_defined(rows, metrics), 0.22 * len(rows) + 0.7)
+    figure, axes = _small_panels(_defined(rows, metrics), 0.22 * len(rows) + 0.7)
     for metric, ax in axes.items():
         values = rows[metric].dropna().sort_values()
         shown = [values]
         ax.barh(values.index, values, color=GOOD)
         if published is not None and metric in published:
             shown.append(published[metric].rename(index=lambda name: name.removeprefix("mvtec_")).reindex(values.index))
-            ax.plot(shown[1], values.index, "D", color=DEFECTIVE, markersize=4)
+            ax.plot(shown[1], values.index, "D", color=ACCENT, markersize=4)
         # bars that start at 0 would all look alike
-        ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown))
+        ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown) or 1)
         ax.axvline(values.mean(), color="black", linestyle=":", linewidth=1)
         ax.set_title(f"{metric}, mean {values.mean():.3f}")
         ax.tick_params(axis="y", length=0)
-    _note(figure, _made_with(table), "dotted: mean" + ("" if published is None else ", diamonds: published"))
+    _note(figure, _made_with(table), "dotted: mean" + ("" if published is None else f", diamonds: {PUBLISHED}"))
     return np.array(list(axes.values()))
 
 
@@ -180,7 +182,7 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     table: a row for each category and size, with the columns `category` and `size` in pixels.
     Raises DataError if none of the columns has values.
     """
-    axes, figure = _smallpanels(_defined(table, columns), 2.2)
+    figure, axes = _small_panels(_defined(table, columns), 2.2)
     for column, ax in axes.items():
         values = table.pivot(index="size", columns="category", values=column)
         ax.plot(values, color=OTHER, linewidth=1)
@@ -239,7 +241,7 @@ def roc_curve(predictions: Predictions) -> Axes:
     labels, scores = predictions.labels[known], predictions.scores[known]
     RocCurveDisplay.from_predictions(labels, scores, name="image scores", ax=ax, curve_kwargs={"color": GOOD})
     found = scores >= predictions.image_threshold
-    ax.plot(found[labels == 0].mean(), found[labels == 1].mean(), "o", color=DEFECTIVE, label="F1-optimal threshold")
+    ax.plot(found[labels == 0].mean(), found[labels == 1].mean(), "o", color=ACCENT, label="F1-optimal threshold")
     ax.set(xlabel="good images called defective", ylabel="defective images found")
     ax.legend(loc="lower right")
     _note(figure, predictions.weights)
@@ -252,9 +254,9 @@ def scores_by_defect(predictions: Predictions) -> Axes:
     kinds = sorted(table["defect"].unique(), key=lambda kind: (kind != "good", kind))
     figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 0.4 * len(kinds) + 1.2))
     for i, kind in enumerate(kinds):
-        scores = table.loc[table["defect"] == kind, "score"]
-        shift = np.linspace(-0.2, 0.2, len(scores))
-        ax.scatter(scores, i + shift, s=20, color=GOOD if kind == "good" else DEFECTIVE, alpha=0.8, linewidths=0)
+        of_kind = table[table["defect"] == kind]
+        shift = np.linspace(-0.2, 0.2, len(of_kind))  # so that equal values are seen
+        ax.scatter(of_kind["score"], i + shift, s=20, c=of_kind["label"].map(KINDS), alpha=0.8, linewidths=0)
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     if predictions.image_threshold is not None:
@@ -284,7 +286,8 @@ def examples(
         )
     if not len(indices):
         raise SettingsError("no examples to show: give the indices of some images")
-    pictures = [panels(samples[i], transform, predictions, i, predictions.pixel_threshold) for i in indices]
+    threshold = predictions.pixel_threshold
+    pictures = [panels(transform.image(samples[i]), predictions, i, threshold) for i in indices]
     figure, axes = _images(len(indices), len(pictures[0]), transform.size)
     scale = Normalize(predictions.maps.min(), predictions.maps.max())
     for i, row, shown in zip(indices, axes, pictures, strict=True):
@@ -298,11 +301,9 @@ def examples(
     return axes
 
 
-def panels(
-    sample: Sample, transform: Transform, predictions: Predictions, i: int, threshold: float | None
-) -> dict[str, np.ndarray]:
-    """Title -> image, anomaly map, binarised map, ground truth of the i-th prediction; the last two where known."""
-    shown = {"image": transform.image(sample), "anomaly map": predictions.maps[i]}
+def panels(image: np.ndarray, predictions: Predictions, i: int, threshold: float | None) -> dict[str, np.ndarray]:
+    """Title -> (H, W, 3) image, anomaly map, binarised map, ground truth of the i-th prediction; these two if known."""
+    shown = {"image": image, "anomaly map": predictions.maps[i]}
     if threshold is not None:
         shown[f"map >= {threshold:.3g}"] = predictions.maps[i] >= threshold
     if predictions.masks is not None:
@@ -323,14 +324,14 @@ def _images(rows: int, columns: int, size: tuple[int, int]) -> tuple[Figure, np.
     return figure, axes
 
 
-def _smallpanels(titles: Sequence[str], height: float) -> tuple[dict[str, Axes], Figure]:
+def _small_panels(titles: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
     """Axes by title, two or three in a row."""
     columns = 2 if len(titles) == 4 else min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * height), squeeze=False)
     for ax in axes.flat[len(titles) :]:
         ax.set_visible(False)
-    return dict(zip(titles, axes.flat, strict=False)), figure
+    return figure, dict(zip(titles, axes.flat, strict=False))
 
 
 def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize) -> None:
@@ -367,24 +368,24 @@ def _note(figure: Figure, weights: str, more: str = "") -> None:
 # pictures in files
 
 
-def segmentation_image(panels: Mapping[str, np.ndarray], low: float, high: float, caption: str = "") -> Image.Image:
+def segmentation_image(shown: Mapping[str, np.ndarray], low: float, high: float, caption: str = "") -> Image.Image:
     """Titled panels of one height, left to right, with the colour scale of the heat maps at the right.
 
-    panels: title -> array: (H, W, 3) uint8 as it is, (H, W) bool in black and white, (H, W) float as a heat map in
+    shown: title -> array: (H, W, 3) uint8 as it is, (H, W) bool in black and white, (H, W) float as a heat map in
     which `low` is dark and `high` bright. caption: a line below.
     """
     colours = mpl.colormaps[COLOURS]
-    height, width = next(iter(panels.values())).shape[:2]
+    height, width = next(iter(shown.values())).shape[:2]
     font = ImageFont.truetype(
         Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
     )  # has letters of all kinds
     labels = f"{high:.3g}", f"{low:.3g}"
     room = SCALE + GAP + int(max(font.getlength(label) for label in labels))
-    size = (len(panels) * (width + GAP) + room + GAP, HEADER + height + (HEADER if caption else GAP))
+    size = (len(shown) * (width + GAP) + room + GAP, HEADER + height + (HEADER if caption else GAP))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     x = GAP
-    for title, values in panels.items():
+    for title, values in shown.items():
         if values.dtype == bool:
             values = values.astype(np.uint8) * 255
         elif values.dtype != np.uint8:
@@ -420,7 +421,7 @@ def save_segmentation_images(
     low, high = float(maps.min(initial=np.inf)), float(maps.max(initial=-np.inf))  # of no maps: never drawn
     threshold = predictions.pixel_threshold
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
-        shown = panels(sample, transform, predictions, i, threshold)
+        shown = panels(transform.image(sample), predictions, i, threshold)
         caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
         picture = segmentation_image(shown, low, high, caption)
         name = "_".join(sample.path.parts[-4:])

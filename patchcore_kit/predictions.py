@@ -115,18 +115,17 @@ class Predictions:
         kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
         columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
         if self.image_threshold is not None:
-            distance = self.scores / self.image_threshold - 1
-            columns["verdict"] = np.where(distance >= 0, "defective", "good")
+            columns["verdict"] = np.where(self.scores >= self.image_threshold, "defective", "good")
+            distance = (self.scores - self.image_threshold) / (self.image_threshold or 1)
             columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
         columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
-        if self.pixel_threshold is not None:
-            columns["predicted_area"] = (self.maps >= self.pixel_threshold).mean(axis=(1, 2))
         if self.masks is not None:
             columns["mask_area"] = self.masks.mean(axis=(1, 2))
         if self.pixel_threshold is not None:
             found = self.maps >= self.pixel_threshold
             both, either = ((found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2)))
-            columns["iou"] = np.divide(both, either, np.full(len(both), np.nan), where=self.masks.any(axis=(1, 2)))
+            columns["predicted_area"] = found.mean(axis=(1, 2))
+            columns["iou"] = np.where(self.masks.any(axis=(1, 2)), both / either.clip(1), np.nan)
         return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)
 
     def save_table(self, path: Path | str) -> None:

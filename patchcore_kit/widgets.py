@@ -5,11 +5,9 @@ from base64 import b64encode
 from collections.abc import Sequence
 
 import ipywidgets
-import numpy as np
 
 from patchcore_kit.datasets import Sample, Transform
 from patchcore_kit.errors import DataError
-from patchcore_kit.metrics import Curves
 from patchcore_kit.plots import panels, segmentation_image
 from patchcore_kit.predictions import Predictions
 
@@ -17,8 +15,8 @@ from patchcore_kit.predictions import Predictions
 class ThresholdSlider(ipywidgets.VBox):
     """An image, its anomaly map, the map binarised at the slider's threshold, and its ground truth.
 
-    Below them: precision and recall of the pixels of all test images at that threshold. It starts at the F1-optimal
-    threshold, with the i-th image. Where widgets do not run, the first picture is shown instead.
+    Above them: precision and recall of the pixels of all test images at that threshold. It starts at the F1-optimal
+    threshold, with the i-th image. Where widgets do not run, that first picture is shown instead.
     Raises DataError if the predictions have no masks with defects.
     """
 
@@ -26,31 +24,33 @@ class ThresholdSlider(ipywidgets.VBox):
         if predictions.pixel_threshold is None:
             raise DataError("these predictions have no masks with defects: precision and recall need them")
         self._samples, self._transform, self._predictions = samples, transform, predictions
-        values = predictions.maps.ravel()
-        order = np.argsort(values)[::-1]
-        self._curves = Curves.of(values[order], predictions.masks.ravel()[order])
-        self._range = float(predictions.maps.min()), float(predictions.maps.max())
+        self._low, self._high = float(predictions.maps.min()), float(predictions.maps.max())
         names = [(name, n) for n, name in enumerate(predictions.names)]
         self.image = ipywidgets.Dropdown(options=names, value=i, description="image", layout={"width": "60%"})
         self.slider = ipywidgets.FloatSlider(
-            predictions.pixel_threshold, min=self._range[0], max=self._range[1],
-            step=(self._range[1] - self._range[0]) / 200, description="threshold", layout={"width": "90%"},
+            predictions.pixel_threshold, min=self._low, max=self._high, step=(self._high - self._low) / 200,
+            description="threshold", readout_format=".3g", layout={"width": "90%"},
         )  # fmt: skip
         self.text = ipywidgets.Label()
         self.picture = ipywidgets.Image(format="png")
         super().__init__([self.image, self.slider, self.text, self.picture])
-        for control in (self.image, self.slider):
-            control.observe(lambda _: self._draw(), names="value")
+        self.image.observe(lambda _: self._read(), names="value")
+        self.slider.observe(lambda _: self._draw(), names="value")
+        self._read()
+
+    def _read(self) -> None:
+        self._pixels = self._transform.image(self._samples[self.image.value])
         self._draw()
 
     def _draw(self) -> None:
-        i, threshold = self.image.value, self.slider.value
-        precision, recall = self._curves.precision_recall(threshold)
+        threshold, predictions = self.slider.value, self._predictions
+        found = predictions.maps >= threshold
+        right, all_found = (found & predictions.masks).sum(), found.sum()
+        precision, recall = right / all_found if all_found else 1, right / predictions.masks.sum()
         self.text.value = f"precision {precision:.3f}, recall {recall:.3f} (pixels of all test images)"
-        shown = panels(self._samples[i], self._transform, self._predictions, i, threshold)
-        caption = f"{self.text.value}   weights: {self._predictions.weights}"
+        shown = panels(self._pixels, predictions, self.image.value, threshold)
         file = io.BytesIO()
-        segmentation_image(shown, *self._range, caption).save(file, "PNG")
+        segmentation_image(shown, self._low, self._high, f"weights: {predictions.weights}").save(file, "PNG")
         self.picture.value = file.getvalue()
 
     def _repr_mimebundle_(self, **options) -> dict:

@@ -73,6 +73,7 @@ def test_saved_and_loaded(tmp_path, detector, category, predictions):
     assert again.train_names_ == detector.train_names_
     assert (again.bank_.cells == detector.bank_.cells).all()
     assert (again.predict(category.test).scores == predictions.scores).all()
+    assert pk.load_transform(tmp_path / "model") == detector.transform
     again.save(tmp_path / "model")  # in its place
     assert rf.read_model(tmp_path / "model").params["input_shape"] == (3, 64, 64)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
@@ -92,6 +93,7 @@ def test_the_references_folder_gets_its_published_resize(tmp_path, detector):
     (tmp_path / rf.EXTRAS_FILE).unlink()
     again = pk.PatchCore.load(tmp_path, weights="random", progress=False)
     assert again.resize == 73  # 8/7 of 64
+    assert pk.load_transform(tmp_path) == pk.Transform(73, 64)
     assert again.grid_ == detector.grid_
     assert pk.PatchCore.load(tmp_path, weights="random", resize=72).resize == 72
     with pytest.raises(pk.ModelError, match=r"trained on images of 64x64 pixels, resize=\(50, 80\) makes them 50x80"):
@@ -100,8 +102,9 @@ def test_the_references_folder_gets_its_published_resize(tmp_path, detector):
 
 def test_models_made_for_something_else(tmp_path, detector):
     detector.save(tmp_path)
-    with pytest.raises(pk.ModelError, match="was trained with resize 72, not 80"):
-        pk.PatchCore.load(tmp_path, resize=80)
+    for load in (pk.PatchCore.load, pk.load_transform):
+        with pytest.raises(pk.ModelError, match="was trained with resize 72, not 80"):
+            load(tmp_path, resize=80)
     extras = json.loads((tmp_path / rf.EXTRAS_FILE).read_text())
     (tmp_path / rf.EXTRAS_FILE).write_text(json.dumps(extras | {"weights_seed": 1}))
     with pytest.raises(pk.ModelError, match="was trained with other weights"):

@@ -76,14 +76,15 @@ def lab(tmp_path):
     def start(**settings) -> tuple[subprocess.Popen, str]:
         """What it printed until it answered or gave up, within half a minute."""
         log = tmp_path / f"lab{len(started)}.log"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")} | settings
-        command = ["make", "--old-file=.venv/ready", "lab", f"RUN={sys.executable}"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
+        port = f"JUPYTER_PORT={settings.pop('JUPYTER_PORT')}"  # as the README says
+        command = ["make", "--old-file=.venv/ready", "lab", f"RUN={sys.executable}", port]
         with log.open("w") as output:
             started.append(
                 subprocess.Popen(
                     command,
                     cwd=REPOSITORY,
-                    env=environment | {"HOME": str(tmp_path)},
+                    env=environment | settings | {"HOME": str(tmp_path)},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -208,8 +209,15 @@ def test_the_readmes_commands(student):
     assert done.returncode == 0, done.stderr
     assert "capabilities" in done.stdout
     settings = student.folder / ".env"
-    assert settings.read_text() == f"HOST_UID={os.getuid()}\nHOST_GID={os.getgid()}\n"
-    settings.unlink()  # the test's own settings come from the environment
+    without = {name: value for name, value in student.environment.items() if not name.startswith("HOST_")}
+    understood = ["docker", "compose", "config", "--format", "json"]
+    done = subprocess.run(understood, cwd=student.folder, env=without, capture_output=True, text=True, check=True)
+    settings.unlink()  # from here on they come from the environment
+    assert json.loads(done.stdout)["services"]["jupyter"]["user"] == f"{os.getuid()}:{os.getgid()}"
+    (newest,) = re.findall(r"`(INSTALL_FROM=\S+) docker compose build`", readme)
+    without |= dict([newest.split("=")])
+    done = subprocess.run(understood, cwd=student.folder, env=without, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["services"]["jupyter"]["build"]["args"] == {"INSTALL_FROM": "Pipfile"}
 
 
 @pytest.mark.docker

@@ -104,6 +104,16 @@ def test_resuming_makes_what_was_not_asked_for_before(tmp_path, categories, make
         assert (tmp_path / file).exists()
 
 
+def test_resuming_where_a_column_was_not_known_yet(tmp_path, categories, make_detector):
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
+    table = pk.read_results(tmp_path / "results.csv")
+    assert 100 < table.loc["mvtec_pill", "peak_mb"] < 10_000
+    table.drop(columns="peak_mb").to_csv(tmp_path / "results.csv")
+    assert Results(tmp_path, SETTINGS, resume=True).table()["peak_mb"].isna().all()
+    train(categories, make_detector, Results(tmp_path, SETTINGS, resume=True), Outputs(), progress=False)
+    assert pk.read_results(tmp_path / "results.csv")["peak_mb"].notna().tolist() == [False, True, True]
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path, categories, make_detector):
     train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
     with pytest.raises(pk.SettingsError, match=r"was made with percentage 0.1, not 0.2"):

@@ -54,6 +54,19 @@ def test_table(tmp_path):
     assert set(table["mask_rule"]) == {"inside"}
     assert set(table["weights"]) == {"random"}  # whoever opens the table must know
     assert table["mask_area"].tolist() == pytest.approx([0, 6 / 48, 6 / 48])
+    found = some.maps >= some.pixel_threshold
+    assert table["predicted_area"].tolist() == pytest.approx(found.mean(axis=(1, 2)).tolist())
+    iou = [(found[i] & some.masks[i]).sum() / (found[i] | some.masks[i]).sum() for i in (1, 2)]
+    assert table["iou"].tolist() == pytest.approx([np.nan, *iou], nan_ok=True)
+
+
+def test_the_margin_is_negative_where_the_verdict_is_wrong():
+    maps = np.array([1, 3, 2, 8], dtype=np.float32).reshape(4, 1, 1) * np.ones((4, 4, 4), dtype=np.float32)
+    some = pk.Predictions(maps.max(axis=(1, 2)), maps, np.array([0, 0, 1, 1]), None, ("test/a/0.png",) * 4)
+    assert some.image_threshold == 2  # finds all, with one false alarm
+    assert some.table()["margin"].tolist() == [0.5, -0.5, 0, 3]
+    assert some.table()["verdict"].tolist() == ["good", "defective", "defective", "defective"]
+    assert "iou" not in some.table()
 
 
 @pytest.mark.parametrize("masks", ["by label", None])

@@ -16,6 +16,8 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
     monkeypatch.setenv("PATCHCORE_SMALL", "1")
     monkeypatch.delenv("MVTEC_ROOT", raising=False)
+    for name in ("TORCH_HOME", "HF_HOME", "PATCHCORE_WEIGHTS"):
+        monkeypatch.setenv(name, str(tmp_path / "weights"))
     with mpl.rc_context():
         yield tmp_path
 
@@ -25,7 +27,7 @@ def test_start_says_what_there_is(work, sample_root, monkeypatch, capsys):
     assert pk.list_categories(data) == ["pill", "screw", "weave"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "[OK] packages", f"[{'OK' if gpus else '--'}] GPU", "[OK] data", "[--] published weights", "[--] trained models"
+        "[OK] packages", f"[{'OK' if gpus else '--'}] GPU", "[--] data", "[--] published weights", "[--] trained models"
     ]  # fmt: skip
     (work / "weights").mkdir()
     (work / "weights/resnet18.pth").touch()
@@ -51,14 +53,44 @@ def test_a_run_is_made_once_and_evaluated_once(work, capsys):
     utils.find_or_evaluate(data, run)
     assert predictions.exists()  # what is missing is made
     evaluated = predictions.stat().st_mtime_ns
+    capsys.readouterr()
     shutil.rmtree(run)
     utils.find_or_evaluate(data, utils.find_or_train(data, run))
     assert predictions.stat().st_mtime_ns > evaluated  # the models are newer
+    evaluated = predictions.stat().st_mtime_ns
+    args = utils.get_evaluate_args(data, ["pill"], run / "models")  # another evaluation in the same place
+    with utils.commandline_args(*args), pytest.raises(SystemExit):
+        utils.load_and_evaluate_patchcore()
+    assert "mvtec_weave" not in pk.read_results(folder / "results.csv").index
+    utils.find_or_evaluate(data, run)
+    assert "mvtec_weave" in pk.read_results(folder / "results.csv").index
+
+
+def test_a_run_of_some_categories_says_so(work, capsys):
+    data, _ = utils.start()
+    args = utils.get_train_args(data, ["pill"], backbone="resnet18", weights="random")
+    with utils.commandline_args(*args), pytest.raises(SystemExit):
+        utils.run_patchcore()
+    run = utils.find_or_train(data, "experiments/step1/0000")
+    assert "has no screw, weave: task 1 adds them" in capsys.readouterr().out
+    assert list((utils.find_or_evaluate(data, run) / "predictions").glob("*.npz")) != []
+
+
+def test_data_behind_a_link(work, sample_root, monkeypatch):
+    """The script records where the link leads."""
+    (work / "linked").symlink_to(sample_root)
+    monkeypatch.setenv("MVTEC_ROOT", "linked")
+    data, _ = utils.start()
+    assert data.name == "linked"
+    run = utils.find_or_train(data, "mine")
+    assert utils.find_or_train(data, run) == run
+    made = (utils.find_or_evaluate(data, run) / "results.csv").stat().st_mtime_ns
+    assert (utils.find_or_evaluate(data, run) / "results.csv").stat().st_mtime_ns == made
 
 
 def test_a_run_of_other_data_is_not_mistaken_for_this(work, sample_root):
     run = utils.find_or_train(utils.start()[0], "experiments/step1/0000")
-    with pytest.raises(pk.ResultsError, match="was made from sample_small, not from sample: rename that folder"):
+    with pytest.raises(pk.ResultsError, match="was made from sample_small, not sample: rename that folder"):
         utils.find_or_train(sample_root, run)
 
 
@@ -73,11 +105,13 @@ def test_sizes_come_back_in_one_table(work):
     assert (table["peak_mb"] > 100).all()
     again = utils.train_at_sizes(data, ["pill"], [56], **options)  # done before: nothing is trained
     assert again["fit_seconds"].tolist() == table["fit_seconds"].tolist()[:1]
+    with pytest.raises(pk.ResultsError, match="rename that folder, or change the parameters"):
+        utils.train_at_sizes(data, ["pill"], [56], **(options | {"percentage": 0.1}))
 
 
 def test_arguments_for_models_of_any_size():
-    args = utils.get_evaluate_args("data", ["a"], "models", resize=None, resume=True)
-    assert "--resize" not in args and "--imagesize" not in args and "--resume" in args
+    args = utils.get_evaluate_args("data", ["a"], "models", resize=None)
+    assert "--resize" not in args and "--imagesize" not in args
 
 
 @pytest.mark.parametrize(("holds", "says"), [(True, "Right.\n"), (False, "Not yet: look again\n")])
