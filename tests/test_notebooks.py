@@ -4,6 +4,7 @@
 """
 
 import re
+import shutil
 import subprocess
 import time
 from itertools import pairwise
@@ -12,6 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import patchcore_kit as pk
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -111,6 +114,13 @@ def test_runs_at_full_size(name, tmp_path, monkeypatch, capsys):
     with capsys.disabled():
         print(f"{name}: {seconds:.0f} s on the sample data")
     assert seconds < 120
+
+
+@pytest.mark.parametrize("name", ["task3_distributions", "task5_worst"])
+def test_runs_on_parts_without_masks(name, tmp_path, monkeypatch):
+    parts = pk.draw_sample_data(tmp_path / "parts", ("pill",), train=8, good=4, defective=6, progress=False)
+    shutil.rmtree(parts / "pill/ground_truth")
+    run(name, tmp_path, monkeypatch, MVTEC_ROOT="parts")
 
 
 @pytest.mark.full
