@@ -134,10 +134,11 @@ def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = N
         for place, metric in enumerate(metrics):
             if metric in rows:
                 y, values = place + (i + 0.5) * room - 0.4, rows[metric].dropna()
-                ax.boxplot(
-                    values, positions=[y], widths=room * 0.7, orientation="horizontal", showfliers=False,
-                    manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
-                )  # fmt: skip
+                if len(values) > 1:
+                    ax.boxplot(
+                        values, positions=[y], widths=room * 0.7, orientation="horizontal", showfliers=False,
+                        manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
+                    )  # fmt: skip
                 apart = y + np.linspace(-0.2, 0.2, len(values)) * room  # so that equal values are seen
                 ax.scatter(values, apart, s=16, color=colour, linewidths=0, label=label)
                 label = None  # one entry in the legend
@@ -166,7 +167,7 @@ def metric_bars(
         ax.barh(values.index, values, color=GOOD)
         if published is not None and metric in published:
             shown.append(published[metric].rename(index=lambda name: name.removeprefix("mvtec_")).reindex(values.index))
-            ax.plot(shown[1], values.index, "D", color=ACCENT, markersize=4)
+            ax.plot(shown[1], values.index, "D", color=ACCENT, markersize=4, clip_on=False)
         # bars that start at 0 would all look alike
         ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown) or 1)
         ax.axvline(values.mean(), color="black", linestyle=":", linewidth=1)
@@ -203,7 +204,7 @@ def image_histogram(predictions: Predictions) -> Axes:
     """Image scores, good against defective, and the F1-optimal threshold. Raises DataError without both labels."""
     if predictions.image_threshold is None:
         raise DataError("these predictions have no good and defective labels: a histogram compares the two")
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.7, 3.2))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     known = predictions.labels >= 0
     _histogram(ax, predictions.scores[known], predictions.labels[known] == 1, predictions.image_threshold)
     ax.set(xlabel="image score (squared distance)", ylabel="images")
@@ -220,7 +221,7 @@ def pixel_histogram(predictions: Predictions) -> Axes:
     """
     if predictions.pixel_threshold is None:
         raise DataError("these predictions have no masks with defects: a pixel histogram needs them")
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.7, 3.2))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel(), predictions.pixel_threshold)
     ax.set(xlabel="pixel score (squared distance)", ylabel="pixels", yscale="log")
     metrics = predictions.metrics
@@ -345,7 +346,7 @@ def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray, threshold: f
     for name, colour, part in (("good", GOOD, values[~defective]), ("defective", DEFECTIVE, values[defective])):
         ax.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
     ax.axvline(threshold, color="black", linestyle="--", label=f"F1-optimal threshold {threshold:.3g}")
-    ax.legend()
+    ax.figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
 
 
 def _defined(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:

@@ -148,7 +148,7 @@ def test_histograms_count_everything_and_label_the_threshold(predictions):
         assert sum(bar.get_height() for bar in ax.patches) == total
         (line,) = ax.lines
         assert list(line.get_xdata()) == [threshold, threshold]
-        assert f"F1-optimal threshold {threshold:.3g}" in texts(ax)
+        assert f"F1-optimal threshold {threshold:.3g}" in texts(ax.figure)
         good, defective = (bars.patches[0].get_facecolor() for bars in ax.containers)
         assert good != defective
 
