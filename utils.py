@@ -127,10 +127,12 @@ def start() -> tuple[Path, tuple[int, ...]]:
     plt.rcParams.update(plots.STYLE)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # as any other output, not as an error's
     gpus = tuple(range(torch.cuda.device_count()))[:1]
-    found = pk.find_data()
+    found, root = pk.find_data(), os.environ.get("MVTEC_ROOT")
     data = found or _draw_sample_data()
     weights = [name for name in BACKBONES if find(resolve(name))]
     models = pk.find_models()
+    if root and found != Path(root):
+        _say(False, f"MVTEC_ROOT: no categories in {root}")
     _say(True, f"packages: torch {torch.__version__}, torchvision {torchvision.__version__}, faiss {faiss.__version__}")
     _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
     _say(found, f"data: {'' if found else 'no MVTec AD, so '}{data} ({', '.join(pk.list_categories(data))})")
@@ -158,7 +160,7 @@ def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Pa
     """
     run = Path(run)
     if not (run / "results.csv").is_file():
-        print(f"{run} is not there, task 1 makes it: trained now")
+        print(f"{run} is not there, task 1 makes it: trained now, with random weights")
         categories = pk.list_categories(data)[: None if data.name == "sample" else 3]
         project = run.absolute().parent
         folder = {"results_path": project.parent, "log_project": project.name, "log_group": run.name}

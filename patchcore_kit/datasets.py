@@ -344,6 +344,10 @@ class Transform:
         mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
         return self._fit(read_mask(sample.mask_path), mode) == 255
 
+    def sees_defect(self, sample: Sample) -> bool:
+        """Whether any part of a sample's mask, however thin, lies in what the network sees. Raises DataError."""
+        return sample.mask_path is not None and self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).any()
+
 
 DEFAULT_TRANSFORM = Transform()
 

@@ -192,19 +192,17 @@ class PatchCore:
             LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
             return None
         masks = np.concatenate(list(read_batches(samples, transform.mask, self.batch_size, self.workers)))
-        drawn = np.array([sample.mask_path is not None and sample.label == 1 for sample in samples])
-        unseen = np.count_nonzero(drawn & ~masks.any(axis=(1, 2)))
-        if unseen:
-            cropped = isinstance(self.resize, int)
-            LOGGER.warning(
-                "%d of %d masks are empty %s",
-                unseen,
-                np.count_nonzero(drawn),
-                "within the central crop: the network does not see those defects; a resize of height and width "
-                "shows it whole images"
-                if cropped
-                else "at this size: their defects are too thin for the rule 'inside'; 'nearest' keeps more of them",
-            )
+        drawn = [i for i, sample in enumerate(samples) if sample.mask_path is not None and sample.label == 1]
+        unseen = [samples[i] for i in drawn if not masks[i].any()]
+        outside = sum(not transform.sees_defect(sample) for sample in unseen)
+        for number, why in (
+            (outside, "within the central crop: the network does not see those defects; a resize of height and width "
+             "shows it whole images"),
+            (len(unseen) - outside, "at this size: their defects are too thin for the rule 'inside'; 'nearest' keeps "
+             "more of them"),
+        ):  # fmt: skip
+            if number:
+                LOGGER.warning("%d of %d masks are empty %s", number, len(drawn), why)
         return masks
 
     def save(self, folder: Path | str) -> None:

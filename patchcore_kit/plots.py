@@ -136,7 +136,7 @@ def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = N
                 y, values = place + (i + 0.5) * room - 0.4, rows[metric].dropna()
                 if len(values) > 1:
                     ax.boxplot(
-                        values, positions=[y], widths=room * 0.7, orientation="horizontal", showfliers=False,
+                        values, positions=[y], widths=room * 0.7, orientation="horizontal", whis=(0, 100),
                         manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
                     )  # fmt: skip
                 apart = y + np.linspace(-0.2, 0.2, len(values)) * room  # so that equal values are seen

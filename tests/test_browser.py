@@ -155,15 +155,15 @@ def run_all(page, lab, notebook, path):
         numbered = [text for text in prompts.all_text_contents() if re.fullmatch(r"\[\d+\]:", text)]
         return len(numbered) == count or red.count()
 
-    def saved():
+    def saved():  # again until it is: Lab drops a save that comes while it is busy
+        choose(page, "File", "Save Notebook")
         cells = code_cells(page, lab, path)
         return cells if all(cell["execution_count"] for cell in cells) else None
 
     choose(page, "Run", "Run All Cells")
     wait(ended, 240, "end of Run All Cells")
     assert red.all_text_contents() == []
-    choose(page, "File", "Save Notebook")
-    return wait(saved, 30, "saved copy with a number at every code cell")
+    return wait(saved, 60, "saved copy with a number at every code cell")
 
 
 def test_task(page, lab, shoot):

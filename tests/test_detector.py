@@ -153,6 +153,22 @@ def test_rectangular_grey_and_unlabelled(tmp_path, random_resnet18):
     assert pk.PatchCore.load(tmp_path / "model", progress=False).transform.size == (40, 160)
 
 
+def test_why_masks_are_empty(tmp_path, detector, category, caplog):
+    """One defect lies outside the central crop of 64 of 72 pixels, one is a line that no pixel holds wholly."""
+    image = category.test[0].path
+    samples = []
+    for name, place in (("outside", np.s_[:3]), ("thin", np.s_[60:61])):
+        mask = np.zeros((128, 128), dtype=np.uint8)
+        mask[place] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        samples.append(pk.Sample(f"test/{name}/0.png", image, tmp_path / f"{name}.png", name))
+    assert not detector.predict(samples).masks.any()
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.partition(":")[0] for message in warned] == [
+        "1 of 2 masks are empty within the central crop", "1 of 2 masks are empty at this size"
+    ]  # fmt: skip
+
+
 def test_ensemble(tmp_path, category, detector, random_resnet18):
     other = pk.load_backbone("resnet18", ("layer1", "layer2"), weights="random", seed=5)
     members = [pk.PatchCore(random_resnet18, **SMALL), pk.PatchCore(other, seed=5, **SMALL)]

@@ -63,7 +63,8 @@ def test_grey_images_of_every_shape(surface, resnet18_file, tmp_path, size):
     assert "mvtec_magnetic_tile" in output
     row = pk.read_results(tmp_path / "project/group/results.csv").loc["mvtec_magnetic_tile"]
     if "256" in size:
-        assert "30 of 60 masks are empty within the central crop" in log
+        assert "28 of 60 masks are empty within the central crop" in log
+        assert "2 of 60 masks are empty at this size" in log  # slivers at the border
     else:  # the whole image
         assert "1 of 60 masks are empty at this size" in log
         assert row["instance_auroc"] > 0.84

@@ -29,6 +29,9 @@ def test_start_says_what_there_is(work, sample_root, monkeypatch, capsys):
     assert [line.split(":")[0] for line in lines] == [
         "[OK] packages", f"[{'OK' if gpus else '--'}] GPU", "[--] data", "[--] published weights", "[--] trained models"
     ]  # fmt: skip
+    monkeypatch.setenv("MVTEC_ROOT", "nowhere")
+    utils.start()
+    assert "[--] MVTEC_ROOT: no categories in nowhere\n" in capsys.readouterr().out
     (work / "weights").mkdir()
     (work / "weights/resnet18.pth").touch()
     monkeypatch.setenv("MVTEC_ROOT", str(sample_root))
