@@ -170,10 +170,15 @@ def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Pa
     made_from = _settings(run).get("data", name)
     if made_from != name:
         raise pk.ResultsError(f"{run} was made from {made_from}, not {name}: rename that folder, or set RUN to another")
-    missing = set(pk.list_categories(data)) - set(_trained(run))
+    missing = set(pk.list_categories(data)) - set(trained_categories(run))
     if missing:
         print(f"{run} has no {', '.join(sorted(missing))}: task 1 adds them")
     return run
+
+
+def trained_categories(run: Path) -> list[str]:
+    """The categories of a run that are done. Raises ResultsError if it has no table."""
+    return [name.removeprefix("mvtec_") for name in pk.read_results(run / "results.csv").index.drop("Mean")]
 
 
 def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *, gpu: Sequence[int] = ()) -> Path:
@@ -181,7 +186,7 @@ def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *
 
     Raises ResultsError if they cannot be evaluated.
     """
-    folder, categories = Path(folder), _trained(run)
+    folder, categories = Path(folder), trained_categories(run)
     models = [run / "models" / f"mvtec_{category}" for category in categories]
     made, table = _settings(folder), folder / "results.csv"
     current = (
@@ -228,12 +233,9 @@ def _call(command: click.Command, args: Sequence[str]) -> None:
     try:
         command.main(args, standalone_mode=False)
     except click.ClickException as error:
-        hint = "in a notebook: rename that folder, or change the parameters"
-        raise pk.ResultsError(f"{error.message} ({hint})") from None
-
-
-def _trained(run: Path) -> list[str]:
-    return [name.removeprefix("mvtec_") for name in pk.read_results(run / "results.csv").index.drop("Mean")]
+        refused = isinstance(error.__cause__, pk.SettingsError)
+        hint = " (in a notebook: rename that folder, or change the parameters)" if refused else ""
+        raise pk.ResultsError(error.message + hint) from None
 
 
 def _settings(folder: Path) -> dict:

@@ -22,7 +22,7 @@ from patchcore_kit.datasets import (
 )
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
-from patchcore_kit.experiments import published_results, read_results
+from patchcore_kit.experiments import COSTS, published_results, read_results
 from patchcore_kit.files import work_folder
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import embed
@@ -32,6 +32,7 @@ from patchcore_kit.reference_format import find_models
 from patchcore_kit.sample_data import draw_sample_data
 
 __all__ = [
+    "COSTS",
     "METRICS",
     "Backbone",
     "Category",

@@ -72,10 +72,11 @@ def _sentence(command: Callable) -> Callable:
         try:
             return command(*args, **options)
         except KitError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             raise click.ClickException(
-                "stopped: finished categories are kept, and the same command with --resume goes on"
+                "stopped: finished categories are kept, the same command with --resume goes on (if it has made "
+                "a folder with a number, with that as --log_group)"
             ) from None
         except OSError as error:  # a file that the system refuses, wherever it is
             if error.filename is None:
@@ -158,7 +159,11 @@ def _report(results: Results, outputs: Outputs) -> None:
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--num_workers", type=click.IntRange(min=0), help="Threads that read images.  [default: one per core]")
 @click.option(
-    "--train_val_split", help=INERT, type=float, default=1, callback=_only(1, "nothing reads a validation part")
+    "--train_val_split",
+    help="Only 1: all training images are used.",
+    type=float,
+    default=1,
+    callback=_only(1, "all images train"),
 )
 @click.option("--augment", help=INERT, is_flag=True, callback=_only(False, "it has no effect in the reference either"))
 def dataset(name, data_path, subdatasets, resize, imagesize, batch_size, num_workers, train_val_split, augment):

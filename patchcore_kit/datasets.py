@@ -235,7 +235,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"no file {path}: it was there when the category was listed") from None
+        raise DataError(f"no file {path}: check its name, or list its folder again if it was removed") from None
     # Pillow's decoders raise all of these for files that are damaged, truncated, absurdly large or no images
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read image {path} ({error}): replace it or remove it") from None

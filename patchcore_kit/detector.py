@@ -192,14 +192,14 @@ class PatchCore:
             LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
             return None
         masks = np.concatenate(list(read_batches(samples, transform.mask, self.batch_size, self.workers)))
-        drawn = [i for i, sample in enumerate(samples) if sample.mask_path is not None and sample.label == 1]
+        drawn = [i for i, sample in enumerate(samples) if sample.label == 1]
         unseen = [samples[i] for i in drawn if not masks[i].any()]
         outside = sum(not transform.sees_defect(sample) for sample in unseen)
         for number, why in (
             (outside, "within the central crop: the network does not see those defects; a resize of height and width "
              "shows it whole images"),
-            (len(unseen) - outside, "at this size: their defects are too thin for the rule 'inside'; 'nearest' keeps "
-             "more of them"),
+            (len(unseen) - outside, f"at this size: their defects are too thin for the rule {transform.mask_rule!r}; "
+             + ("'nearest'" if transform.mask_rule == "inside" else "a larger size") + " keeps more of them"),
         ):  # fmt: skip
             if number:
                 LOGGER.warning("%d of %d masks are empty %s", number, len(drawn), why)
@@ -353,13 +353,13 @@ class PatchCoreEnsemble:
         self.transform = self.members[0].transform
         self.scaling = scaling
 
-    def fit(self, samples: Sequence[Sample]) -> "PatchCoreEnsemble":
+    def fit(self, samples: Path | str | Sequence[Sample | Path | str]) -> "PatchCoreEnsemble":
         """Fit every member. Raises as `PatchCore.fit`."""
         for member in self.members:
             member.fit(samples)
         return self
 
-    def predict(self, samples: Sequence[Sample], *, mask_rule: str = "inside") -> Predictions:
+    def predict(self, samples: Path | str | Sequence[Sample | Path | str], *, mask_rule: str = "inside") -> Predictions:
         """Average the members' scores and maps, each on its scale. Raises as `PatchCore.predict`."""
         scores, maps = 0, 0
         for member in self.members:

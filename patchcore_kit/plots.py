@@ -15,8 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.decomposition import PCA
-from sklearn.metrics import RocCurveDisplay
 from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, Transform
@@ -92,6 +90,8 @@ def patch_grid(image: np.ndarray, grid: tuple[int, int]) -> Axes:
 
 def coreset_scatter(rows: np.ndarray, chosen: np.ndarray, weights: str) -> Axes:
     """(N, D) patch features and (k,) indices of those that are kept, drawn in their two main directions (PCA)."""
+    from sklearn.decomposition import PCA  # here and below: a second that most users need not wait for
+
     figure, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.5))
     x, y = PCA(2, random_state=0).fit_transform(rows).T
     ax.scatter(x, y, s=4, color=OTHER, alpha=0.4, linewidths=0, label=f"all {len(rows)} patches")
@@ -237,6 +237,8 @@ def roc_curve(predictions: Predictions) -> Axes:
     """
     if predictions.image_threshold is None:
         raise DataError("these predictions have no good and defective labels: an ROC curve needs both")
+    from sklearn.metrics import RocCurveDisplay
+
     figure, ax = plt.subplots(figsize=(WIDTH * 0.5, WIDTH * 0.45))
     known = predictions.labels >= 0
     labels, scores = predictions.labels[known], predictions.scores[known]

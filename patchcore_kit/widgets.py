@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 
 import ipywidgets
+import numpy as np
 
 from patchcore_kit.datasets import Sample, Transform
 from patchcore_kit.errors import DataError
@@ -24,6 +25,7 @@ class ThresholdSlider(ipywidgets.VBox):
         if predictions.pixel_threshold is None:
             raise DataError("these predictions have no masks with defects: precision and recall need them")
         self._samples, self._transform, self._predictions = samples, transform, predictions
+        self._defective = np.count_nonzero(predictions.masks)
         self._low, self._high = float(predictions.maps.min()), float(predictions.maps.max())
         names = [(name, n) for n, name in enumerate(predictions.names)]
         self.image = ipywidgets.Dropdown(options=names, value=i, description="image", layout={"width": "60%"})
@@ -45,8 +47,8 @@ class ThresholdSlider(ipywidgets.VBox):
     def _draw(self) -> None:
         threshold, predictions = self.slider.value, self._predictions
         found = predictions.maps >= threshold
-        right, all_found = (found & predictions.masks).sum(), found.sum()
-        precision, recall = right / all_found if all_found else 1, right / predictions.masks.sum()
+        right, all_found = np.count_nonzero(found & predictions.masks), np.count_nonzero(found)
+        precision, recall = right / all_found if all_found else 1, right / self._defective
         self.text.value = f"precision {precision:.3f}, recall {recall:.3f} (pixels of all test images)"
         shown = panels(self._pixels, predictions, self.image.value, threshold)
         file = io.BytesIO()

@@ -59,11 +59,9 @@ def lab(tmp_path_factory):
     }
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"),
-        *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={work}", f"--IdentityProvider.token={TOKEN}"),
-        f"--config={REPOSITORY / 'jupyter/jupyter_server_config.py'}",
-    ]
+    environment |= {"JUPYTER_PORT": str(port), "JUPYTER_TOKEN": TOKEN}
+    config = REPOSITORY / "jupyter/jupyter_server_config.py"
+    command = [sys.executable, "-m", "jupyterlab", f"--config={config}", f"--ServerApp.root_dir={work}"]
 
     def answers():
         assert server.poll() is None, log.read_text(encoding="utf-8")

@@ -110,6 +110,9 @@ def test_sizes_come_back_in_one_table(work):
     assert again["fit_seconds"].tolist() == table["fit_seconds"].tolist()[:1]
     with pytest.raises(pk.ResultsError, match="rename that folder, or change the parameters"):
         utils.train_at_sizes(data, ["pill"], [56], **(options | {"percentage": 0.1}))
+    with pytest.raises(pk.ResultsError, match="give a weights file") as caught:
+        utils.train_at_sizes(data, ["pill"], [28], **(options | {"weights": "nowhere.pth"}))
+    assert "rename" not in str(caught.value)
 
 
 def test_arguments_for_models_of_any_size():
