@@ -265,7 +265,7 @@ class PatchCore:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
-        transform = load_transform(folder, resize, prefix=prefix)
+        transform = _transform(folder, params, extras, resize)
         if weights is None and extras.get("weights") == "random":
             weights = "random"
         backbone = load_backbone(
@@ -312,6 +312,10 @@ def load_transform(folder: Path | str, resize: int | tuple[int, int] | None = No
     Raises ModelError if the folder is no model, or was made for another `resize`.
     """
     params, extras = reference_format.read_settings(folder, prefix or reference_format.prefixes(folder)[0])
+    return _transform(folder, params, extras, resize)
+
+
+def _transform(folder: Path | str, params: dict, extras: dict, resize: int | tuple[int, int] | None) -> Transform:
     size = tuple(params["input_shape"][1:])
     stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
     if stored and resize and resize != stored:

@@ -123,7 +123,7 @@ class Predictions:
             columns["mask_area"] = self.masks.mean(axis=(1, 2))
         if self.pixel_threshold is not None:
             found = self.maps >= self.pixel_threshold
-            both, either = ((found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2)))
+            both, either = (found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2))
             columns["predicted_area"] = found.mean(axis=(1, 2))
             columns["iou"] = np.where(self.masks.any(axis=(1, 2)), both / either.clip(1), np.nan)
         return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)

@@ -153,8 +153,9 @@ def test_rectangular_grey_and_unlabelled(tmp_path, random_resnet18):
     assert pk.PatchCore.load(tmp_path / "model", progress=False).transform.size == (40, 160)
 
 
-def test_why_masks_are_empty(tmp_path, detector, category, caplog):
-    """One defect lies outside the central crop of 64 of 72 pixels, one is a line that no pixel holds wholly."""
+@pytest.mark.parametrize(("rule", "advice"), [("inside", "'nearest' keeps"), ("nearest", "a larger size keeps")])
+def test_why_masks_are_empty(tmp_path, detector, category, caplog, rule, advice):
+    """One defect lies outside the central crop of 64 of 72 pixels, one is a line that neither rule keeps."""
     image = category.test[0].path
     samples = []
     for name, place in (("outside", np.s_[:3]), ("thin", np.s_[60:61])):
@@ -162,11 +163,12 @@ def test_why_masks_are_empty(tmp_path, detector, category, caplog):
         mask[place] = 255
         Image.fromarray(mask).save(tmp_path / f"{name}.png")
         samples.append(pk.Sample(f"test/{name}/0.png", image, tmp_path / f"{name}.png", name))
-    assert not detector.predict(samples).masks.any()
+    assert not detector.predict(samples, mask_rule=rule).masks.any()
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.partition(":")[0] for message in warned] == [
         "1 of 2 masks are empty within the central crop", "1 of 2 masks are empty at this size"
     ]  # fmt: skip
+    assert f"too thin for the rule '{rule}'; {advice}" in warned[1]
 
 
 def test_ensemble(tmp_path, category, detector, random_resnet18):

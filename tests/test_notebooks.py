@@ -96,9 +96,8 @@ def test_shape(name):
     code = [cell.source.splitlines() for cell in notebook.cells if cell.cell_type == "code"]
     assert max(map(len, code)) <= 12 and sorted(map(len, code))[len(code) // 2] <= 4
     assert not [line for lines in code for line in lines if line.startswith(("def ", "class ", "!", "%"))]
-    for section in re.split(r"^## ", "\n".join(f"\n@{c.cell_type}\n{c.source}" for c in notebook.cells), flags=re.M)[
-        1:
-    ]:
+    cells = "\n".join(f"\n@{cell.cell_type}\n{cell.source}" for cell in notebook.cells)
+    for section in re.split(r"^## ", cells, flags=re.MULTILINE)[1:]:
         assert "@code" not in section or re.search(r"@markdown\s+\S", section[section.rindex("@code") :]), section
 
 
