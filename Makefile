@@ -17,7 +17,7 @@ help: ## this list
 workshop: .venv/ready sample-data ## set up, train and evaluate every category of the sample data
 	$(RUN) bin/run_patchcore.py --resume --log_project step1 --log_group 0000 \
 	    --save_patchcore_model --save_predictions --save_segmentation_images experiments \
-	    patch_core -b resnet18 --weights random sampler approx_greedy_coreset dataset mvtec data/sample
+	    patch_core -b starter sampler approx_greedy_coreset dataset mvtec data/sample
 
 lab: .venv/ready ## open the notebooks in JupyterLab, without Docker: click the link it prints
 	@$(RUN) -m jupyterlab --config=jupyter/jupyter_server_config.py

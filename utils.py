@@ -136,7 +136,7 @@ def start() -> tuple[Path, tuple[int, ...]]:
     _say(True, f"packages: torch {torch.__version__}, torchvision {torchvision.__version__}, faiss {faiss.__version__}")
     _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
     _say(found, f"data: {'' if found else 'no MVTec AD, so '}{data} ({', '.join(pk.list_categories(data))})")
-    _say(weights, f"published weights: {', '.join(weights) or 'none yet, only random ones (README, Weights)'}")
+    _say(weights, f"published weights: {', '.join(weights) or 'none yet, so the starter (README, Backbones)'}")
     _say(models, f"trained models: {len(models) or 'none yet, task 1 makes some'}")
     return data, gpus
 
@@ -152,7 +152,12 @@ def _say(there: object, what: str) -> None:
     print("[OK]" if there else "[--]", what)
 
 
-def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Path:
+def task1_folder(backbone: str) -> Path:
+    """Where task 1 puts its results: the starter's in 0000, those of another backbone under its name."""
+    return Path("experiments", "step1", "0000" if backbone == "starter" else backbone)
+
+
+def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu: Sequence[int] = ()) -> Path:
     """The results folder of task 1; where it is missing it is trained now, with task 1's settings.
 
     Trains on the sample data as a whole, or on up to three categories of other data, which take longer.
@@ -160,12 +165,11 @@ def find_or_train(data: Path, run: Path | str, *, gpu: Sequence[int] = ()) -> Pa
     """
     run = Path(run)
     if not (run / "results.csv").is_file():
-        print(f"{run} is not there, task 1 makes it: trained now, with random weights")
+        print(f"{run} is not there, task 1 makes it: trained now, with {backbone}")
         categories = pk.list_categories(data)[: None if data.name == "sample" else 3]
         project = run.absolute().parent
         folder = {"results_path": project.parent, "log_project": project.name, "log_group": run.name}
-        network = {"backbone": "resnet18", "weights": "random"}
-        _call(run_patchcore, get_train_args(data, categories, **folder, **network, resume=True, gpu=gpu))
+        _call(run_patchcore, get_train_args(data, categories, **folder, backbone=backbone, resume=True, gpu=gpu))
     name = data.resolve().name  # as the script records it
     made_from = _settings(run).get("data", name)
     if made_from != name:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from patchcore_kit.errors import SettingsError, WeightsError, whole_number
+from patchcore_kit.starter import Starter
 from patchcore_kit.weights import Source, download, find, read, resolve
 
 LOGGER = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ def _build(source: Source, seed: int) -> nn.Module:
     """The whole network with weights drawn by `seed`; the caller's random state stays as it was."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
+        if source.library == "patchcore_kit":
+            return Starter().eval()
         if source.library == "torchvision":
             options = {}
             if source.architecture in ("googlenet", "inception_v3"):  # what trained weights come with
@@ -272,7 +275,8 @@ def load_backbone(
 ) -> Backbone:
     """Build a network by name, with trained weights, cut after the last of `layers`.
 
-    name: one of `backbone_names()`, a torchvision classification network, or a timm model, with or without tag
+    name: "starter", whose weights come with the kit (see `starter.py`); another of `backbone_names()`; a torchvision
+        classification network; or a timm model, with or without tag
     layers: names of modules (`layer2`, `layer2.1`, `features.denseblock1`, `blocks.2`), in any order
     weights: None looks in `$PATCHCORE_WEIGHTS` (else `weights/` in the work folder), then in the caches of torch
         and Hugging Face, then downloads; or a file, which may stop after the last used layer; or "random", drawn

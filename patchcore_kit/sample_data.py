@@ -309,7 +309,7 @@ def wood(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
             scene.cover(inside(hole), rgb(0.10, 0.06, 0.04), height=-5)
     elif defect == "scratch":
         line = wander(flaw, anywhere(flaw, 60), flaw.uniform(40, 95), 0.015, flaw.uniform(0.5, 2.6))
-        scene.cover(stroke(scene, line, flaw.uniform(1, 1.7)) * flaw.uniform(0.45, 0.95), pale * 1.18, height=-0.8)
+        scene.cover(stroke(scene, line, flaw.uniform(1.2, 2.2)) * flaw.uniform(0.65, 1), pale * 1.18, height=-0.8)
     elif defect == "liquid":
         drop = blob(flaw, scene, anywhere(flaw, 75), flaw.uniform(8, 20), 0.2)
         scene.soak(inside(drop, 2) * flaw.uniform(0.12, 0.28) * (1 + 0.6 * inside(np.abs(drop + 1), 3)))
@@ -446,8 +446,8 @@ def board(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
         x, y, width, height, pins, _ = flaw.choice(BOARD_CHIPS)
         gap = (flaw.integers(1, pins) / pins - 0.5) * (width - 4)
         place = complex(x + gap, y + flaw.choice([-1, 1]) * (height / 2 + 3.2))
-        spot = scene.near(place, 8)
-        spot.solid(blob(flaw, spot, place, flaw.uniform(3, 5)), TIN, 15, 4, metal=0.5)
+        spot = scene.near(place, 11)
+        spot.solid(blob(flaw, spot, place, flaw.uniform(4, 7)), TIN, 15, 4, metal=0.5)
 
     odd = flaw.integers(len(BOARD_PARTS)) if defect in ("missing_part", "shifted_part") else None
     for n, (x, y, upright, capacitor) in enumerate(BOARD_PARTS):
@@ -459,7 +459,7 @@ def board(rng: Generator, scene: Scene, defect: str | None, flaw: Generator):
         if n == odd and defect == "missing_part":
             continue
         if n == odd:
-            place, turn = place + around(flaw, 0.5, 4), turn + flaw.choice([-1, 1]) * flaw.uniform(0.2, 0.8)
+            place, turn = place + around(flaw, 1.5, 5), turn + flaw.choice([-1, 1]) * flaw.uniform(0.3, 0.9)
         body, middle = box(spot, place, 14, 7, 0.6, turn), box(spot, place, 8.5, 8, 0, turn)
         spot.solid(body, TIN, 13 + 2 * capacitor, metal=0.4)
         colour = rgb(0.62, 0.47, 0.33) if capacitor else BLACK

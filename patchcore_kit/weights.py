@@ -73,11 +73,12 @@ _REFERENCE_NAMES = MappingProxyType(
     }
 )
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_STARTER = Path(__file__).with_name("starter.safetensors")  # comes with the package
 
 
 def backbone_names() -> tuple[str, ...]:
-    """The reference implementation's 41 names; every torchvision and timm name works as well."""
-    return tuple(_REFERENCE_NAMES)
+    """`starter` and the reference implementation's 41 names; every torchvision and timm name works as well."""
+    return (_STARTER.stem, *_REFERENCE_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Source:
     """What a name stands for: who builds the network, and where its weights are published ("" = nowhere)."""
 
     name: str
-    library: str  # torchvision or timm
+    library: str  # patchcore_kit, torchvision or timm
     architecture: str  # the library's name for it; timm's with the tag of its weights
     origin: str = ""  # what the published weights are called
     url: str = ""  # their file
@@ -111,10 +112,12 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """What a name stands for: one of the reference's, torchvision's or timm's, in this order.
+    """What a name stands for: the kit's own, one of the reference's, torchvision's or timm's, in this order.
 
     Raises SettingsError for an unknown name, WeightsError for one whose network nobody publishes any more.
     """
+    if name == _STARTER.stem:
+        return Source(name, "patchcore_kit", name, origin=name)
     if _REFERENCE_NAMES.get(name) == "":
         raise WeightsError(
             f"the network and the weights of {name!r} are no longer published: choose another "
@@ -163,6 +166,8 @@ def _weights_folder() -> Path:
 
 def find(source: Source) -> tuple[Path, str] | None:
     """The weights file on this machine and what to call it: in the weights folder, then torch's and HF's cache."""
+    if source.library == "patchcore_kit":
+        return _STARTER, source.origin
     for file_name in source.file_names:
         path = _weights_folder() / file_name
         if path.is_file():
@@ -209,7 +214,8 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
             f"{source.name}.pth into {_weights_folder()}, or choose the weights 'random'"
         )
     advice = (
-        f"put {source.file_names[0]} (from {source.address}) into {_weights_folder()}, or choose the weights 'random'"
+        f"put {source.file_names[0]} (from {source.address}) into {_weights_folder()}, or choose the backbone "
+        f"{_STARTER.stem!r}, whose weights are here"
     )
     host, offline = source.url, False
     if source.hub:

@@ -26,3 +26,14 @@ def test_stages(sample_root):
     for ratio in ("fit / floor", "predict / floor", "embedding / backbone", "cached norms / batched", "the imports"):
         figure = re.search(rf"{ratio}: (\d+\.\d+)", done.stdout)
         assert float(figure.group(1)) > 0, ratio
+
+
+def test_backbones(sample_root, resnet18_file, monkeypatch):
+    monkeypatch.setenv("PATCHCORE_WEIGHTS", str(resnet18_file.parent))
+    options = ["--data", str(sample_root), "--whole", str(sample_root), "--repeat", "1"]
+    command = [sys.executable, "benchmarks/backbones.py", *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"starter +resnet18 +random, same shape", done.stdout)
+    for row in ("ms/image", "ms alone", "MB", "sample: image AUROC", "sample: pixel AUROC"):
+        assert re.search(rf"^{row}( +\d+\.\d+){{3}}$", done.stdout, re.MULTILINE), row

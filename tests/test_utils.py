@@ -1,6 +1,7 @@
 """What the notebooks share; the command lines themselves are run in test_scripts.py."""
 
 import shutil
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -41,8 +42,10 @@ def test_start_says_what_there_is(work, sample_root, monkeypatch, capsys):
 
 def test_a_run_is_made_once_and_evaluated_once(work, capsys):
     data, _ = utils.start()
-    run = utils.find_or_train(data, "experiments/step1/0000")
+    run = utils.find_or_train(data, utils.task1_folder("starter"))
+    assert "trained now, with starter" in capsys.readouterr().out
     assert list(pk.read_results(run / "results.csv").index) == ["mvtec_pill", "mvtec_screw", "mvtec_weave", "Mean"]
+    assert set(pk.read_results(run / "results.csv")["weights"].dropna()) == {"starter"}
     assert len(pk.find_models()) == 3
     made = (run / "results.csv").stat().st_mtime_ns
     assert utils.find_or_train(data, run) == run and (run / "results.csv").stat().st_mtime_ns == made
@@ -67,6 +70,17 @@ def test_a_run_is_made_once_and_evaluated_once(work, capsys):
     assert "mvtec_weave" not in pk.read_results(folder / "results.csv").index
     utils.find_or_evaluate(data, run)
     assert "mvtec_weave" in pk.read_results(folder / "results.csv").index
+
+
+def test_another_backbone_is_one_word(work, resnet18_file, monkeypatch):
+    """Its results lie beside the starter's, and are found where the starter's are found."""
+    monkeypatch.setenv("PATCHCORE_WEIGHTS", str(resnet18_file.parent))
+    data, _ = utils.start()
+    runs = [utils.find_or_train(data, utils.task1_folder(name), backbone=name) for name in ("starter", "resnet18")]
+    assert runs == [Path("experiments/step1/0000"), Path("experiments/step1/resnet18")]
+    for run, weights in zip(runs, ("starter", "resnet18.pth"), strict=True):
+        evaluated = pk.read_results(utils.find_or_evaluate(data, run) / "results.csv")
+        assert set(evaluated["weights"].dropna()) == {weights}
 
 
 def test_a_run_of_some_categories_says_so(work, capsys):
