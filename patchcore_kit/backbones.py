@@ -28,7 +28,7 @@ def _build(source: Source, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         if source.library == "patchcore_kit":
-            return Starter().eval()
+            return Starter().to(memory_format=torch.channels_last).eval()  # as its images are
         if source.library == "torchvision":
             options = {}
             if source.architecture in ("googlenet", "inception_v3"):  # what trained weights come with

@@ -115,7 +115,7 @@ def test_make_lab(lab):
     assert not links(complaint)
 
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    process.wait(5)
+    process.wait(20)
 
 
 # --- with an engine ----------------------------------------------------------------------------------------------

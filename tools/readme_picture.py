@@ -1,4 +1,4 @@
-"""Draw the README's picture, a figure of task 4, with ResNet-18's published weights: python tools/readme_picture.py."""
+"""Draw the README's picture, a figure of task 4, with the starter: python tools/readme_picture.py."""
 
 import matplotlib as mpl
 
@@ -9,7 +9,7 @@ CATEGORY = "biscuit"
 PATH = pk.work_folder() / "docs" / "task4_masks.png"
 
 category = pk.load_category(pk.draw_sample_data(pk.work_folder() / "data" / "sample"), CATEGORY)
-detector = pk.PatchCore(pk.load_backbone("resnet18")).fit(category.train)
+detector = pk.PatchCore(pk.load_backbone("starter")).fit(category.train)
 predictions = detector.predict(category.test)
 one_of_each = predictions.table().drop_duplicates("defect").index
 mpl.use("Agg")
