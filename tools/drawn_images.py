@@ -29,12 +29,12 @@ def unit(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std() + 1e-6)
 
 
-def noise(rng: Generator, size: int = SIDE, slope: float | None = None, stretch: float | None = None) -> np.ndarray:
+def noise(rng: Generator, slope: float | None = None, stretch: float | None = None) -> np.ndarray:
     """Fractal noise (S, S), mean 0, deviation 1: amplitude ~ frequency ** -slope, drawn out along one direction."""
     slope = rng.uniform(0, 2.2) if slope is None else slope
     stretch = np.exp(abs(rng.normal(0, 1.2))) if stretch is None else stretch
     turn = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
-    x, y = np.meshgrid(fft.rfftfreq(size) * size, fft.fftfreq(size) * size)
+    x, y = np.meshgrid(fft.rfftfreq(SIDE) * SIDE, fft.fftfreq(SIDE) * SIDE)
     a, b = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     radius = np.sqrt((a * stretch) ** 2 + (b / min(stretch, 3)) ** 2) + 1
     if rng.random() < 0.3:  # grain of one size
@@ -42,8 +42,8 @@ def noise(rng: Generator, size: int = SIDE, slope: float | None = None, stretch:
         amplitude = np.exp(-(np.log(radius / centre) ** 2) / 0.15)
     else:
         amplitude = radius**-slope * np.exp(-((radius / rng.uniform(30, 300)) ** 2))
-    spectrum = fft.rfft2(rng.standard_normal((size, size), np.float32)) * amplitude.astype(np.float32)
-    return unit(fft.irfft2(spectrum, (size, size)))
+    spectrum = fft.rfft2(rng.standard_normal((SIDE, SIDE), np.float32)) * amplitude.astype(np.float32)
+    return unit(fft.irfft2(spectrum, (SIDE, SIDE)))
 
 
 def places(rng: Generator) -> tuple[np.ndarray, np.ndarray]:
