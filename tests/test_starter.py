@@ -103,9 +103,9 @@ def test_magnetic_tile(starter, resnet18, surface):
 
 def test_it_explains_what_resnet18_sees(starter, resnet18, train_starter):
     """On drawn images that are neither those it was trained on nor those the script judges by."""
-    images = torch.from_numpy(np.concatenate([train_starter.crops((1, 2, n), 1, 224) for n in range(96)]))
+    images = torch.from_numpy(np.concatenate([train_starter.crops((1, 2, n), 1, 224, False) for n in range(96)]))
     for predicted, truth, least in zip(
-        *(network(train_starter.normalised(images)) for network in (starter, resnet18)), (0.66, 0.63), strict=True
+        *(network(train_starter.normalised(images)) for network in (starter, resnet18)), (0.68, 0.63), strict=True
     ):
         assert train_starter.explained(predicted, truth)[1] > least  # with 96 images it varies by 0.01
 
@@ -117,7 +117,8 @@ def test_it_explains_what_resnet18_sees(starter, resnet18, train_starter):
 def course(train_starter, resnet18_file, tmp_path, monkeypatch):
     """A training of a few steps, begun or taken up again."""
     monkeypatch.setattr(train_starter, "HELD_OUT", 16)
-    plan = train_starter.Plan(small=2, large=1, side=(64, 96), batch=(16, 8), images=16, crops=2, pool=4)
+    sizes = {"side": (64, 96), "batch": (16, 8), "images": 16, "crops": 2, "pool": 4}
+    plan = train_starter.Plan(small=2, large=1, fine=2, knots=(0, 4, 32), rates=(0, 1.6e-2, 0), **sizes)
     return lambda: train_starter.Course(plan, seed=1, folder=tmp_path, weights=resnet18_file, device="cpu", workers=2)
 
 

@@ -69,24 +69,24 @@ def wave(rng: Generator, phase: np.ndarray) -> np.ndarray:
     return 2 * (phase - np.floor(phase)) - 1
 
 
-def grating(rng: Generator) -> np.ndarray:
+def grating(rng: Generator, period: float | None = None) -> np.ndarray:
     """Parallel lines."""
     x, _ = places(rng)
-    return wave(rng, x / np.exp(rng.uniform(np.log(3), np.log(60))))
+    return wave(rng, x / (period or np.exp(rng.uniform(np.log(3), np.log(60)))))
 
 
-def lattice(rng: Generator) -> np.ndarray:
+def lattice(rng: Generator, period: float | None = None) -> np.ndarray:
     """Two sets of parallel lines across each other."""
     x, y = places(rng)
-    period = np.exp(rng.uniform(np.log(4), np.log(50)))
+    period = period or np.exp(rng.uniform(np.log(4), np.log(50)))
     a, b = wave(rng, x / period), wave(rng, y / (period * rng.choice([1, 1, rng.uniform(0.5, 2)])))
     return [np.maximum(a, b), a * b, a + b, np.minimum(a, b)][rng.integers(4)]
 
 
-def threads(rng: Generator) -> np.ndarray:
+def threads(rng: Generator, period: float | None = None) -> np.ndarray:
     """Plain or twill weave."""
     x, y = places(rng)
-    period = np.exp(rng.uniform(np.log(4), np.log(24)))
+    period = period or np.exp(rng.uniform(np.log(4), np.log(24)))
     u, v = x / period, y / period
     i, j = np.floor(u), np.floor(v)
     over = ((i + j * rng.choice([1, 2])) % rng.choice([2, 2, 3, 4])) < 1
@@ -407,16 +407,69 @@ def lit(scene: Scene) -> np.ndarray:
     return picture
 
 
+def cloth(rng: Generator) -> Scene:
+    """Fine and regular from edge to edge: threads, wires, lines, grain."""
+    scene = Scene(rng, 2)
+    pattern = unit(
+        (threads, threads, lattice, grating)[rng.integers(4)](rng, np.exp(rng.uniform(np.log(3), np.log(9))))
+    )
+    pattern = pattern + rng.uniform(0.1, 0.6) * noise(rng)
+    first, second = palette(rng, 2)
+    share = (pattern * rng.uniform(0.15, 0.5) + 0.5).clip(0, 1)
+    colour = first[:, None, None] + rng.uniform(0.1, 1) * (second - first)[:, None, None] * share
+    scene.colour[:] = colour * (1 + rng.uniform(0.01, 0.08) * noise(rng))
+    scene.height[:] = rng.uniform(0.2, 1.2) * pattern
+    return scene
+
+
+def words(rng: Generator, tall: float) -> np.ndarray:
+    """A few small letters -> alpha (h, h)."""
+    letters = [*"ABCDEFGHIKLMNOPRSTUVWXYZabcdefghiklmnoprstuvwxyz0123456789-.:+/"]
+    text = "".join(rng.choice(letters, rng.integers(2, 9)))
+    font = ImageFont.truetype(str(fonts()[rng.integers(len(fonts()))]), max(5, int(2 * tall)))
+    side = int(tall * (len(text) + 2))
+    canvas = Image.new("L", (2 * side, 2 * side))
+    ImageDraw.Draw(canvas).text((side, side), text, 255, font, anchor="mm")
+    return np.asarray(canvas.rotate(rng.choice([0, 0, 90, rng.uniform(0, 360)])).reduce(2), np.float32) / 255
+
+
+def assembled(rng: Generator) -> Scene:
+    """A body on a plain ground that carries many small parts in rows, lines and prints."""
+    scene = Scene(rng, rng.integers(3, 6))
+    flat = palette(rng, 1)[0][:, None, None] * (1 + rng.uniform(0.003, 0.03) * noise(rng))
+    scene.colour[:], scene.height[:] = flat, 0
+    radius = rng.uniform(60, 120)
+    points = outline(rng, radius) + SIDE / 2 + rng.normal(0, 6, 2)
+    body = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(body).polygon([tuple(p) for p in points.tolist()], 255)
+    body = ndimage.gaussian_filter(np.asarray(body, np.float32) / 255, 0.5)
+    scene.lay(body, SIDE / 2, SIDE / 2, scene.any(), scene.tint(), 0.01)
+    edge = rng.choice([rng.uniform(2, 8), radius * rng.uniform(0.3, 1)])
+    scene.height += rng.uniform(0.2, 1) * edge * inflate(body, edge)
+    for _ in range(rng.integers(3, 12)):
+        size, which, tint, rise = rng.uniform(2, 12), scene.any(), scene.tint(), scene.rise()
+        part = shape(rng, size) if rng.random() < 0.6 else words(rng, size)
+        start = SIDE / 2 + radius * 0.6 * complex(*rng.uniform(-1, 1, 2)) + 1j * SIDE / 2
+        step = rng.choice([1, 1j]) * max(4, size * rng.uniform(1.6, 4)) * (1 if rng.random() < 0.8 else np.exp(0.3j))
+        for k in range(rng.choice([1, 1, 2, 4, 8, 12])):
+            z = start + k * step
+            scene.lay(part, z.real, z.imag, which, tint, rise, rng.uniform(0.5, 1.5))
+    return scene
+
+
 SCENES = (leaves, leaves, leaves, texture, texture, objects, objects, objects, repeats)
+FINE = (cloth, assembled)
 
 
-def draw(rng: Generator) -> np.ndarray:
-    """One image (S, S, 3) of uint8."""
-    if rng.random() < 0.12:
+def draw(rng: Generator, fine: bool = False) -> np.ndarray:
+    """One image (S, S, 3) of uint8; fine: more of small parts, prints, threads and the sample data's products."""
+    kind = rng.random()
+    if kind < (0.25 if fine else 0.12):
         category = sample_data.CATEGORIES[rng.integers(len(sample_data.CATEGORIES))]
         defect = rng.choice([None, *sample_data.DEFECTS[category]])
         return sample_data.paint(category, rng, defect, SIDE)[0]
-    scene = SCENES[rng.integers(len(SCENES))](rng)
+    scenes = FINE if fine and kind < 0.6 else SCENES
+    scene = scenes[rng.integers(len(scenes))](rng)
     marks(scene)
     picture = lit(scene)
     x = np.linspace(-1, 1, SIDE, dtype=np.float32)
