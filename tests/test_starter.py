@@ -107,7 +107,7 @@ def test_it_explains_what_resnet18_sees(starter, resnet18, train_starter):
     for predicted, truth, least in zip(
         *(network(train_starter.normalised(images)) for network in (starter, resnet18)), (0.68, 0.63), strict=True
     ):
-        assert train_starter.explained(predicted, truth)[1] > least  # with 96 images it varies by 0.01
+        assert min(train_starter.explained(predicted, truth)) > least
 
 
 # --- the training ------------------------------------------------------------------------------------------------

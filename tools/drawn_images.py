@@ -201,6 +201,11 @@ def outline(rng: Generator, radius: float) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]])
 
 
+def font(rng: Generator, size: float) -> ImageFont.FreeTypeFont:
+    """Any of the fonts."""
+    return ImageFont.truetype(str(fonts()[rng.integers(len(fonts()))]), int(size))
+
+
 def shape(rng: Generator, radius: float) -> np.ndarray:
     """A filled outline, a ring, a line, or a letter -> alpha (n, n), n about 2 radius."""
     n = int(2 * radius * 1.3) + 4
@@ -209,10 +214,7 @@ def shape(rng: Generator, radius: float) -> np.ndarray:
     kind = rng.random()
     if kind < 0.12:
         text = "".join(chr(c) for c in rng.integers(33, 127, rng.integers(1, 6)))
-        font = ImageFont.truetype(
-            str(fonts()[rng.integers(len(fonts()))]), max(6, int(3.2 * radius / len(text) ** 0.8))
-        )
-        draw.text((n, n), text, 255, font, anchor="mm")
+        draw.text((n, n), text, 255, font(rng, max(6, 3.2 * radius / len(text) ** 0.8)), anchor="mm")
         if rng.random() < 0.5:
             canvas = canvas.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
     elif kind < 0.24:  # a bent line
@@ -318,20 +320,24 @@ def inflate(alpha: np.ndarray, edge: float) -> np.ndarray:
     return np.sqrt(1 - (1 - d) ** 2).astype(np.float32)
 
 
+def lay_body(scene: Scene, points: np.ndarray, radius: float, sharp: float):
+    """Lay a body with the corners `points`: edges round over 2 to `sharp` pixels or over much of its radius."""
+    rng = scene.rng
+    canvas = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in points.tolist()], 255)
+    body = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, 0.5)
+    scene.lay(body, SIDE / 2, SIDE / 2, scene.any(), scene.tint(), 0.01)
+    edge = rng.choice([rng.uniform(2, sharp), radius * rng.uniform(0.3, 1)])
+    scene.height += rng.uniform(0.2, 1) * edge * inflate(body, edge)
+
+
 def objects(rng: Generator) -> Scene:
     """One or a few bodies on a ground, with parts on them around a middle or along a line."""
     scene = Scene(rng, rng.integers(2, 5))
     for _ in range(rng.choice([1, 1, 1, 2, 3, 5])):
         radius = rng.uniform(30, 115)
         x, y = SIDE / 2 + rng.normal(0, 0.35 * (128 - radius), 2)
-        body = Image.new("L", (SIDE, SIDE))
-        points = outline(rng, radius) + np.array([x, y])
-        ImageDraw.Draw(body).polygon([tuple(p) for p in points.tolist()], 255)
-        body = ndimage.gaussian_filter(np.asarray(body, np.float32) / 255, 0.5)
-        which = scene.any()
-        scene.lay(body, SIDE / 2, SIDE / 2, which, scene.tint(), 0.01)
-        edge = rng.choice([rng.uniform(2, 10), radius * rng.uniform(0.3, 1)])
-        scene.height += rng.uniform(0.2, 1) * edge * inflate(body, edge)
+        lay_body(scene, outline(rng, radius) + np.array([x, y]), radius, 10)
         for _ in range(rng.integers(0, 5)):  # parts
             part, which, rise = shape(rng, radius * rng.uniform(0.03, 0.4)), scene.any(), scene.rise()
             count, far, start = int(rng.choice([1, 1, 2, 4, 6, 8, 12])), radius * rng.uniform(0, 0.9), rng.uniform(0, 7)
@@ -426,10 +432,9 @@ def words(rng: Generator, tall: float) -> np.ndarray:
     """A few small letters -> alpha (h, h)."""
     letters = [*"ABCDEFGHIKLMNOPRSTUVWXYZabcdefghiklmnoprstuvwxyz0123456789-.:+/"]
     text = "".join(rng.choice(letters, rng.integers(2, 9)))
-    font = ImageFont.truetype(str(fonts()[rng.integers(len(fonts()))]), max(5, int(2 * tall)))
     side = int(tall * (len(text) + 2))
     canvas = Image.new("L", (2 * side, 2 * side))
-    ImageDraw.Draw(canvas).text((side, side), text, 255, font, anchor="mm")
+    ImageDraw.Draw(canvas).text((side, side), text, 255, font(rng, max(5, 2 * tall)), anchor="mm")
     return np.asarray(canvas.rotate(rng.choice([0, 0, 90, rng.uniform(0, 360)])).reduce(2), np.float32) / 255
 
 
@@ -439,13 +444,7 @@ def assembled(rng: Generator) -> Scene:
     flat = palette(rng, 1)[0][:, None, None] * (1 + rng.uniform(0.003, 0.03) * noise(rng))
     scene.colour[:], scene.height[:] = flat, 0
     radius = rng.uniform(60, 120)
-    points = outline(rng, radius) + SIDE / 2 + rng.normal(0, 6, 2)
-    body = Image.new("L", (SIDE, SIDE))
-    ImageDraw.Draw(body).polygon([tuple(p) for p in points.tolist()], 255)
-    body = ndimage.gaussian_filter(np.asarray(body, np.float32) / 255, 0.5)
-    scene.lay(body, SIDE / 2, SIDE / 2, scene.any(), scene.tint(), 0.01)
-    edge = rng.choice([rng.uniform(2, 8), radius * rng.uniform(0.3, 1)])
-    scene.height += rng.uniform(0.2, 1) * edge * inflate(body, edge)
+    lay_body(scene, outline(rng, radius) + SIDE / 2 + rng.normal(0, 6, 2), radius, 8)
     for _ in range(rng.integers(3, 12)):
         size, which, tint, rise = rng.uniform(2, 12), scene.any(), scene.tint(), scene.rise()
         part = shape(rng, size) if rng.random() < 0.6 else words(rng, size)
