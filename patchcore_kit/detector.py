@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from patchcore_kit import coreset, reference_format
+from patchcore_kit import coreset, memory_bank, reference_format
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.datasets import Sample, Transform, as_samples, normalise, read_batches
 from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_number
@@ -36,6 +36,7 @@ class PatchCore:
     """A memory bank of what good patches look like, and how far others are from it.
 
     sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`.
+    search, storage: see `MemoryBank`; with "float16" all patches of the training images are kept so, too.
     pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
     num_nn: neighbours whose squared distances are averaged to a patch's score.
     reweight: number b of neighbours for the paper's Eq. 7, which lowers the score of an image whose nearest row of
@@ -62,11 +63,14 @@ class PatchCore:
         *,
         projection: int | None = 128,
         reweight: int = 0,
+        search: str = "fast",
+        storage: str = "float32",
         batch_size: int = 8,
         workers: int | None = None,
         progress: bool = True,
     ):
         coreset.check(sampler, percentage, projection)
+        memory_bank.check(search, storage)
         if not isinstance(backbone, Backbone):
             raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
@@ -91,6 +95,8 @@ class PatchCore:
         self.seed = whole_number("seed", seed, 0)
         self.projection = projection
         self.reweight = whole_number("reweight", reweight, 0)
+        self.search = search
+        self.storage = storage
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.workers = None if workers is None else whole_number("workers", workers, 1)
         self.progress = progress
@@ -116,18 +122,23 @@ class PatchCore:
             if rows is None:  # one array for all: no second copy while it grows
                 self.grid_ = self.embedding.grid(maps)
                 cells = self.grid_[0] * self.grid_[1]
-                rows = torch.empty(len(samples) * cells, self.target_embed_dimension, device=self.backbone.device)
+                shape, dtype = (len(samples) * cells, self.target_embed_dimension), getattr(torch, self.storage)
+                rows = torch.empty(shape, dtype=dtype, device=self.backbone.device)
             stop = at + len(maps[0]) * cells
             self.embedding(maps, out=rows[at:stop])
             at = stop
         kept = coreset.select(
             rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
         )
-        self.train_names_ = tuple(sample.name for sample in samples)
-        kept_rows = rows if self.sampler == "identity" else rows[kept]
-        self.bank_ = MemoryBank(kept_rows.cpu().numpy(), kept // cells, kept % cells, self.backbone.device)
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
+        if self.sampler != "identity":
+            rows = rows[kept]  # the others' memory is free from here on
+        self.train_names_ = tuple(sample.name for sample in samples)
+        self.bank_ = self._bank(rows, kept // cells, kept % cells)
         return self
+
+    def _bank(self, rows: torch.Tensor | np.ndarray, images: np.ndarray | None, cells: np.ndarray | None) -> MemoryBank:
+        return MemoryBank(rows, images, cells, self.backbone.device, search=self.search, storage=self.storage)
 
     def _feature_maps(self, samples: Sequence[Sample], task: str) -> Iterator[list[torch.Tensor]]:
         """The feature maps of all images, batch by batch, while threads read the next ones."""
@@ -152,7 +163,7 @@ class PatchCore:
         scores, maps = [], []
         for features in self._feature_maps(samples, "score images"):
             rows = self.embedding(features)
-            distances, nearest = self.bank_.search(rows, self.num_nn)
+            distances, nearest = self.bank_.search(rows, self.num_nn, images=len(features[0]))
             patches = distances.mean(axis=1).reshape(len(features[0]), *self.grid_)
             scores.append(self._image_scores(patches, rows, nearest[:, 0]))
             maps.append(down @ patches @ across.T)  # bilinear up-sampling and smoothing at once
@@ -231,6 +242,9 @@ class PatchCore:
             "percentage": self.percentage,
             "projection": self.projection,
             "reweight": self.reweight,
+            "search": self.search,
+            "storage": self.storage,
+            "precision": self.backbone.precision,
             "seed": self.seed,
             "grid": self.grid_,
             "weights": self.backbone.weights,
@@ -274,6 +288,7 @@ class PatchCore:
             weights,
             device,
             extras.get("weights_seed", 0),
+            precision=extras.get("precision", "float32"),
         )
         if extras and backbone.fingerprint != extras["weights_fingerprint"]:
             raise ModelError(
@@ -293,11 +308,13 @@ class PatchCore:
             extras.get("seed", 0),
             projection=extras.get("projection"),
             reweight=extras.get("reweight", 0),
+            search=extras.get("search", "fast"),
+            storage=extras.get("storage", "float32"),
             progress=progress,
         )
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
         detector.train_names_ = tuple(extras.get("training_images", ()))
-        detector.bank_ = MemoryBank(saved.rows, saved.images, saved.cells, device)
+        detector.bank_ = detector._bank(saved.rows, saved.images, saved.cells)
         return detector
 
     def _find_grid(self) -> tuple[int, int]:
