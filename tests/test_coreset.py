@@ -41,6 +41,34 @@ def test_equals_the_plain_loop_in_many_small_passes(monkeypatch):
     assert (pk.greedy_coreset(features, 200, starts, progress=False) == plain_loop(features, 200, starts)).all()
 
 
+@pytest.mark.parametrize("pivots", [1, 7, 150])
+def test_equals_the_plain_loop_where_shells_are_left_out(monkeypatch, pivots):
+    monkeypatch.setattr(coreset, "CANDIDATES", 7)
+    monkeypatch.setattr(coreset, "PIVOTS", pivots)
+    monkeypatch.setattr(coreset, "SHELL", 5)
+    monkeypatch.setattr(coreset, "ROWS", 64)
+    generator = torch.Generator().manual_seed(1)
+    clusters = torch.randn(30, 1, 3, generator=generator, dtype=torch.float64) * 9
+    features = (clusters + torch.randn(30, 27, 3, generator=generator, dtype=torch.float64)).flatten(0, 1)
+    computed = []
+    baddbmm = torch.baddbmm
+
+    def counted(bias, rows, picks, **options):
+        computed.append(rows.shape[0] * rows.shape[1] * picks.shape[2])
+        return baddbmm(bias, rows, picks, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", counted)
+    starts = np.arange(10)
+    assert (pk.greedy_coreset(features, 300, starts, progress=False) == plain_loop(features, 300, starts)).all()
+    assert 0 < sum(computed) < 0.9 * 300 * len(features)  # at least a tenth of all distances was never computed
+
+
+def test_the_estimate_grows_with_the_work():
+    features = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    few, many = (coreset.estimate_seconds(features, k) for k in (4, 1600))
+    assert 0 < few < many < 10
+
+
 def test_duplicates_are_chosen_once():
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
     chosen = pk.greedy_coreset(features, 100, progress=False)
