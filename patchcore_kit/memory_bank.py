@@ -31,15 +31,14 @@ def check(search: str, storage: str) -> None:
 
 
 class MemoryBank:
-    """Rows (M, D) with a nearest-neighbour search: FAISS on the CPU, exact blocked products in torch on a GPU.
+    """Rows (M, D) with a nearest-neighbour search: by FAISS on the CPU, by torch on a GPU, where the rows stay.
 
     rows: (M, D), as float32 or float16.
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
     search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only the 16
         rows that are nearest in 128 principal components, sought in the 16 nearest of about sqrt(M) clusters. It may
-        miss the nearest row for the next one: on MVTec AD's bottle 0.1 % of its distances are more than 0.02 % too
-        large, the worst one 2.4 %, and none is too small (benchmarks/README.md has more).
+        find the second nearest instead; benchmarks/README.md says how often, and by how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
 
     Raises SettingsError for an unknown search or storage.
@@ -60,29 +59,25 @@ class MemoryBank:
         self.images, self.cells = images, cells
         self.device = torch.device(device)
         if self.device.type != "cpu":
-            self._rows = rows.to(self.device, getattr(torch, storage))
+            self._index = self._flat = _TorchIndex(rows.to(self.device, getattr(torch, storage)))
             return
         d, half = rows.shape[1], faiss.ScalarQuantizer.QT_fp16
         self._flat = faiss.IndexFlatL2(d) if storage == "float32" else faiss.IndexScalarQuantizer(d, half)
         self._index = _fast_index(rows, self._flat) if search == "fast" and len(rows) > FEW else self._flat
-        for block in rows.split(len(rows) if rows.dtype == torch.float32 else ROWS):
+        for block in rows.split(ROWS):
             self._index.add(block.float().contiguous().numpy())
 
     @property
     def rows(self) -> np.ndarray:
         """(M, D) float32: a copy of what is stored."""
-        if self.device.type != "cpu":
-            return self._rows.float().cpu().numpy()
-        return self._flat.reconstruct_n(0, len(self))
+        return self.rows_at(np.arange(len(self)))
 
     def rows_at(self, indices: np.ndarray) -> np.ndarray:
         """(...,) indices -> (..., D) float32."""
-        if self.device.type != "cpu":
-            return self._rows[torch.from_numpy(indices).to(self.device)].float().cpu().numpy()
         return self._flat.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
 
     def __len__(self) -> int:
-        return self._flat.ntotal if self.device.type == "cpu" else len(self._rows)
+        return self._flat.ntotal
 
     @cached_property
     def scale(self) -> float:
@@ -99,15 +94,13 @@ class MemoryBank:
         """
         if not 1 <= k <= len(self):
             raise SettingsError(f"cannot search {k} neighbours in a bank of {len(self)} rows: ask for 1 to {len(self)}")
-        if self.device.type != "cpu":
-            parts = queries.to(self.device).split(max(1, BLOCK // len(self)))
-            found = [torch_search(part, self._rows.float(), k) for part in parts]
-            distances, indices = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
-            return distances, indices
-        queries = queries.cpu().numpy()
+        if self.device.type == "cpu":
+            queries = queries.cpu().numpy()
         distances, indices = self._index.search(queries, k)
+        if self._index is self._flat:
+            return distances, indices
+        settled = np.zeros(len(queries), dtype=bool)
         again = np.flatnonzero(indices[:, -1] < 0)  # the clusters looked into held too few
-        settled = np.full(len(queries), self._index is self._flat)
         first = np.arange(images) * (len(queries) // images)
         while True:
             if len(again):
@@ -138,8 +131,28 @@ def _fast_index(rows: torch.Tensor, flat: faiss.Index) -> faiss.IndexRefine:
     return index
 
 
-def torch_search(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Q, D), (M, D) -> squared distances (Q, k), nearest first, and indices (Q, k), on whatever device they are."""
-    products = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2)
-    least, indices = products.topk(k, largest=False)
-    return (least + queries.square().sum(1, keepdim=True)).clamp_(min=0), indices
+class _TorchIndex:
+    """What a bank needs of a flat FAISS index, exact, in torch, with the rows (M, D) wherever they are."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows, self.ntotal = rows, len(rows)
+        self.norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square()
+
+    def search(self, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k)."""
+        distances, indices = self.nearest(queries, k)
+        return distances.cpu().numpy(), indices.cpu().numpy()
+
+    def nearest(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `search`, on the device."""
+        rows, found = self.rows.float(), []
+        for part in queries.to(rows.device).split(max(1, BLOCK // self.ntotal)):
+            products = torch.addmm(self.norms, part, rows.T, alpha=-2)
+            least, indices = products.topk(k, largest=False)
+            found.append(((least + part.square().sum(1, keepdim=True)).clamp_(min=0), indices))
+        distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return distances, indices
+
+    def reconstruct_batch(self, indices: np.ndarray) -> np.ndarray:
+        """(N,) indices -> (N, D) float32."""
+        return self.rows[torch.from_numpy(indices).to(self.rows.device)].float().cpu().numpy()

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import patchcore_kit as pk
-from patchcore_kit.memory_bank import torch_search
+from patchcore_kit import memory_bank
 
 
 @pytest.fixture
@@ -23,11 +24,73 @@ def test_nearest_first_and_squared(rows, queries):
     assert distances == pytest.approx(wanted.values[:, :3].numpy(), rel=1e-4)
 
 
-def test_the_search_for_gpus_finds_the_same(rows, queries):
-    distances, indices = pk.MemoryBank(rows).search(queries, 4)
-    other, found = torch_search(queries, torch.from_numpy(rows), 4)
-    assert (found.numpy() == indices).all()
-    assert other.numpy() == pytest.approx(distances, rel=1e-4)
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_the_index_for_gpus_finds_the_same(rows, queries, monkeypatch, storage):
+    bank = pk.MemoryBank(rows, storage=storage)
+    distances, indices = bank.search(queries, 4)
+    monkeypatch.setattr(memory_bank, "BLOCK", 7 * len(rows))  # seven queries at a time
+    bank._index = bank._flat = memory_bank._TorchIndex(torch.from_numpy(rows).to(getattr(torch, storage)))
+    bank.device = torch.device("cuda")  # only told so: its queries then stay tensors
+    other, found = bank.search(queries, 4)
+    assert (found == indices).all()
+    assert other == pytest.approx(distances, rel=1e-4)
+    assert bank.rows == pytest.approx(rows, rel=1e-3, abs=1e-4)
+    assert (bank.rows_at(indices) == bank.rows[indices]).all()
+
+
+def test_the_index_for_gpus_keeps_to_its_device():
+    with FakeTensorMode(), torch.inference_mode():  # shapes and devices without values, or a GPU
+        index = memory_bank._TorchIndex(torch.empty(300, 24, device="cuda", dtype=torch.float16))
+        distances, indices = index.nearest(torch.empty(50, 24), 3)
+        assert {distances.device.type, indices.device.type} == {"cuda"}
+        assert distances.shape == indices.shape == (50, 3)
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """4000 rows of 200 dimensions around 20 centres, and 10 images of 30 queries among them."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(20, 200, generator=generator) * 2
+    rows = centres[torch.arange(4000) % 20] + torch.randn(4000, 200, generator=generator)
+    queries = centres[torch.arange(300) % 20] + 1.2 * torch.randn(300, 200, generator=generator)
+    return rows, queries
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_fast_search_misses_little_and_no_image_score(clusters, storage, k):
+    rows, queries = clusters
+    distances, _ = pk.MemoryBank(rows, storage=storage).search(queries, k, images=10)
+    exact, _ = pk.MemoryBank(rows, search="flat").search(queries, k)
+    loss = distances / exact - 1
+    assert loss.min() > -1e-3  # none is too small, but for float16's rounding
+    assert loss.mean() < 0.02
+    scores, exact_scores = (d.mean(axis=1).reshape(10, 30).max(axis=1) for d in (distances, exact))
+    assert scores == pytest.approx(exact_scores, rel=1e-5 if storage == "float32" else 1e-3)
+
+
+def test_more_neighbours_than_the_clusters_looked_into_hold(clusters, monkeypatch):
+    monkeypatch.setattr(memory_bank, "PROBES", 1)
+    rows, queries = clusters
+    _, indices = pk.MemoryBank(rows).search(queries, 200)
+    assert (indices >= 0).all()
+    assert (np.sort(indices)[:, 1:] > np.sort(indices)[:, :-1]).all()
+
+
+def test_float16_rows_come_back_as_they_are(clusters):
+    rows, _ = clusters
+    bank = pk.MemoryBank(rows.half(), storage="float16")
+    assert (bank.rows == rows.half().float().numpy()).all()
+    assert (pk.MemoryBank(bank.rows, storage="float16").rows == bank.rows).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"search": "quick"}, "unknown search 'quick'"), ({"storage": "int8"}, "unknown storage 'int8'")],
+)
+def test_settings_that_do_not_exist(rows, options, message):
+    with pytest.raises(pk.SettingsError, match=message):
+        pk.MemoryBank(rows, **options)
 
 
 def test_rows_and_their_origins(rows):
