@@ -24,6 +24,7 @@ from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, 
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
 from patchcore_kit.experiments import COSTS, published_results, read_results
 from patchcore_kit.files import work_folder
+from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import embed
 from patchcore_kit.plots import save_segmentation_images
@@ -37,6 +38,7 @@ __all__ = [
     "Backbone",
     "Category",
     "DataError",
+    "ImageCache",
     "KitError",
     "MemoryBank",
     "ModelError",

@@ -9,6 +9,7 @@ The layout is MVTec AD's, and every folder like it:
 """
 
 import difflib
+import io
 import os
 import sys
 import threading
@@ -229,10 +230,10 @@ def _check_sizes(sample: Sample) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow raises, then or while it decodes, becomes a DataError naming the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             yield image
     except DataError:
         raise
@@ -253,15 +254,15 @@ def _listing(folder: Path) -> Iterator[None]:
         raise DataError(f"cannot read {place} ({error.strerror or error}): choose a folder that you may read") from None
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """An image file of any kind -> RGB, upright.
+def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
+    """An image file of any kind -> RGB, upright. content: its bytes, if they have been read already.
 
     Grey is repeated, alpha is dropped (as the reference does), a palette is looked up, an EXIF rotation applied.
     16-bit grey is divided by 256, always: a stretch by image would hide differences of brightness.
 
     Raises DataError for a file that is no image, is damaged or truncated, or holds floating-point pixels.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         if image.mode == "F":
             raise DataError(f"{path} holds floating-point pixels, whose range is unknown: save it with 8 or 16 bits")
         ImageOps.exif_transpose(image, in_place=True)  # a copy would cost a tenth of the decoding, and so below
@@ -335,9 +336,9 @@ class Transform:
             image = F.resize(image, self.resize, mode)
         return np.array(image)
 
-    def image(self, sample: Sample) -> np.ndarray:
-        """Read a sample's image: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
-        return self._fit(read_rgb(sample.path), InterpolationMode.BILINEAR)
+    def image(self, sample: Sample, content: bytes | None = None) -> np.ndarray:
+        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
+        return self._fit(read_rgb(sample.path, content), InterpolationMode.BILINEAR)
 
     def mask(self, sample: Sample) -> np.ndarray:
         """Read a sample's mask: (H, W), bool, True = defect; all False without a file. Raises DataError."""

@@ -9,6 +9,7 @@ implementation's: squared distances, the highest patch of an image is its score.
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.datasets import Sample, Transform, as_samples, normalise, read_batches
 from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_number
 from patchcore_kit.files import writing
+from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.patches import PatchEmbedding
 from patchcore_kit.predictions import Predictions
@@ -43,6 +45,7 @@ class PatchCore:
         the bank lies in a dense part of it; 0 leaves scores as they are, as the reference does.
     seed: draws the projection and the coreset's start.
     batch_size, workers: images at a time, and threads that read them (None: one per core).
+    cache: where images are kept as the network takes them, or None.
 
     After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`.
     Raises SettingsError for settings that cannot work.
@@ -67,6 +70,7 @@ class PatchCore:
         storage: str = "float32",
         batch_size: int = 8,
         workers: int | None = None,
+        cache: ImageCache | None = None,
         progress: bool = True,
     ):
         coreset.check(sampler, percentage, projection)
@@ -99,6 +103,7 @@ class PatchCore:
         self.storage = storage
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.workers = None if workers is None else whole_number("workers", workers, 1)
+        self.cache = cache
         self.progress = progress
 
     def __repr__(self) -> str:
@@ -144,8 +149,9 @@ class PatchCore:
         """The feature maps of all images, batch by batch, while threads read the next ones."""
         if not samples:
             raise DataError(f"no images to {task.split()[0]}: the list of samples is empty")
+        read = partial(self.cache.image, transform=self.transform) if self.cache else self.transform.image
         with tqdm(total=len(samples), desc=task, leave=False, disable=not self.progress) as bar:
-            for images in read_batches(samples, self.transform.image, self.batch_size, self.workers):
+            for images in read_batches(samples, read, self.batch_size, self.workers):
                 yield self.backbone(normalise(images, self.backbone.device))
                 bar.update(len(images))
 

@@ -1,0 +1,134 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import patchcore_kit as pk
+from patchcore_kit import image_cache
+
+TRANSFORM = pk.Transform(36, 32)
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """A photograph of 200x150 pixels, much larger than what the network takes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "part.png")
+    return pk.Sample("part.png", tmp_path / "part.png")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts what is decoded."""
+    counts = []
+    image = pk.Transform.image
+
+    def counted(self, sample, content=None):
+        counts.append(sample.name)
+        return image(self, sample, content)
+
+    monkeypatch.setattr(pk.Transform, "image", counted)
+    return counts
+
+
+def test_decoded_once(sample, decoded, tmp_path):
+    first, second = pk.ImageCache(tmp_path / "cache"), pk.ImageCache(tmp_path / "cache")
+    images = [cache.image(sample, TRANSFORM) for cache in (first, first, second)]
+    assert len(decoded) == 1
+    for image in images:
+        assert (image == TRANSFORM.image(sample)).all()
+        assert image.dtype == np.uint8
+
+
+def test_a_changed_file_is_decoded_again(sample, decoded, tmp_path):
+    cache = pk.ImageCache(tmp_path / "cache")
+    cache.image(sample, TRANSFORM)
+    before = sample.path.stat()
+    pixels = np.array(Image.open(sample.path))
+    pixels[75, 100] ^= 255  # one pixel in the middle; random pixels do not compress, so the size stays
+    Image.fromarray(pixels).save(sample.path)
+    os.utime(sample.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (cache.image(sample, TRANSFORM) == TRANSFORM.image(sample)).all()
+    assert len(decoded) == 3  # twice by the cache, once by the line above
+
+
+@pytest.mark.parametrize("other", [pk.Transform(40, 32), pk.Transform(36, 30), pk.Transform((32, 32))])
+def test_each_size_is_an_entry_of_its_own(sample, tmp_path, other):
+    cache = pk.ImageCache(tmp_path / "cache")
+    cache.image(sample, TRANSFORM)
+    assert (cache.image(sample, other) == other.image(sample)).all()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_other_versions_of_the_libraries_decode_again(sample, decoded, tmp_path, monkeypatch):
+    cache = pk.ImageCache(tmp_path / "cache")
+    cache.image(sample, TRANSFORM)
+    monkeypatch.setattr(image_cache.PIL, "__version__", "0")
+    cache.image(sample, TRANSFORM)
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"damaged" * 100])
+def test_a_damaged_entry_is_made_anew(sample, tmp_path, content):
+    cache = pk.ImageCache(tmp_path / "cache")
+    image = cache.image(sample, TRANSFORM)
+    (entry,) = (tmp_path / "cache").iterdir()
+    whole = entry.read_bytes()
+    for left in (content, whole[:-1]):
+        entry.write_bytes(left)
+        assert (cache.image(sample, TRANSFORM) == image).all()
+        assert entry.read_bytes() == whole
+
+
+def test_what_was_not_used_for_longest_goes(sample, decoded, tmp_path):
+    cache = pk.ImageCache(tmp_path / "cache")
+    transforms = [pk.Transform(36, side) for side in (30, 31, 32)]
+    for transform in transforms:
+        cache.image(sample, transform)
+    entries = list((tmp_path / "cache").iterdir())
+    for entry in entries:
+        os.utime(entry, (1, 1))  # long ago
+    cache.image(sample, transforms[0])  # used again
+    total = sum(entry.stat().st_size for entry in entries)
+    cache = pk.ImageCache(tmp_path / "cache", limit=total - 1)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    before = len(decoded)
+    cache.image(sample, transforms[0])
+    assert len(decoded) == before
+
+
+def test_small_files_are_not_kept(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "flat.png")
+    cache = pk.ImageCache(tmp_path / "cache")
+    assert cache.image(pk.Sample("flat.png", tmp_path / "flat.png"), TRANSFORM).shape == (32, 32, 3)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written(sample, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    cache = pk.ImageCache(tmp_path / "cache")
+    assert (cache.image(sample, TRANSFORM) == TRANSFORM.image(sample)).all()
+
+
+def test_files_that_cannot_be_read(sample, tmp_path):
+    cache = pk.ImageCache(tmp_path / "cache")
+    with pytest.raises(pk.DataError, match=r"no file .*gone\.png"):
+        cache.image(pk.Sample("gone.png", tmp_path / "gone.png"), TRANSFORM)
+    sample.path.write_bytes(sample.path.read_bytes()[:5000])
+    with pytest.raises(pk.DataError, match=r"cannot read image .*part\.png"):
+        cache.image(sample, TRANSFORM)
+
+
+def test_a_detector_sees_the_same(sample, decoded, tmp_path, random_resnet18):
+    shutil.copy(sample.path, tmp_path / "copy.png")  # the same bytes: the same entry, by whichever thread
+    images = [sample.path, tmp_path / "copy.png"]
+    settings = {"percentage": 0.5, "resize": 72, "imagesize": 64, "progress": False}
+    with_cache = pk.PatchCore(random_resnet18, **settings, cache=pk.ImageCache(tmp_path / "cache")).fit(images)
+    without = pk.PatchCore(random_resnet18, **settings).fit(images)
+    assert (with_cache.bank_.rows == without.bank_.rows).all()
+    before = len(decoded)
+    predictions = with_cache.predict(images)
+    assert len(decoded) == before
+    assert (predictions.maps == without.predict(images).maps).all()
