@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from patchcore_kit.errors import SettingsError, WeightsError, whole_number
 from patchcore_kit.starter import Starter
@@ -138,9 +139,9 @@ def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     return h, tokens // h
 
 
-def _checksum(network: nn.Module) -> str:
+def _checksum(tensors: dict[str, Tensor]) -> str:
     crc = 0
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if "num_batches_tracked" not in name and "_tensor_constant" not in name:  # counters, and tracing's
             crc = zlib.crc32(tensor.cpu().numpy().tobytes(), zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
@@ -169,10 +170,10 @@ class Backbone:
         prefix_tokens: int,
     ) -> None:
         self.name, self.layers, self.weights, self.seed, self.device = name, layers, weights, seed, device
-        self.precision, self.fingerprint = precision, _checksum(network)
+        self.precision, self.fingerprint = precision, _checksum(network.state_dict())
         # batch norm becomes part of the convolutions, whose weights are laid out as their images are
         folded = fuse(network.eval().requires_grad_(False), inplace=True, no_trace=True)
-        self._network = folded.to(getattr(torch, precision), memory_format=torch.channels_last)
+        self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), torch.channels_last)
         self._size = size  # (H, W) that the network was made for
         try:
             shapes = self._shapes(size)

@@ -55,8 +55,13 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
     """Weights of a ResNet-18 that stop after layer1, as torchvision and timm name them."""
-    whole = load_backbone("resnet18", ("layer1",), weights="random", seed=7)._network.state_dict()
-    return {name: tensor for name, tensor in whole.items() if not name.endswith("num_batches_tracked")}
+    return cut_weights("resnet18", ("layer1",), seed=7)
+
+
+def cut_weights(name: str, layers: tuple[str, ...], seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a file would hold of a network with random weights, up to these layers."""
+    cut = backbones._cut(backbones._build(weights.resolve(name), seed), layers, name)
+    return {key: tensor for key, tensor in cut.state_dict().items() if not key.endswith("num_batches_tracked")}
 
 
 @pytest.fixture
@@ -69,8 +74,7 @@ def load_layer1(name: str = "resnet18", weights: Path | str | None = None) -> Ba
 
 
 def has_weights(backbone: Backbone, tensors: dict[str, torch.Tensor]) -> bool:
-    own = backbone._network.state_dict()
-    return all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
+    return backbone.fingerprint == backbones._checksum(tensors)
 
 
 # --- maps -------------------------------------------------------------------------------------------------------
@@ -105,12 +109,43 @@ def test_layers_come_in_the_order_given_also_nested_ones_and_their_parents(image
     backbone = load_backbone("resnet18", layers, weights="random")
     assert backbone.layers == layers and backbone.channels == (256, 64, 128, 128)
     for output, layer in zip(backbone(images), layers, strict=True):
-        assert torch.equal(output, expected[layer])
+        assert torch.allclose(output, expected[layer], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_becomes_part_of_the_convolutions(images: torch.Tensor, tmp_path: Path) -> None:
+    network = torchvision.models.resnet18().eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                tensor.data.uniform_(0.5, 1.5, generator=generator)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    expected = plain(network, images)
+    backbone = load_backbone("resnet18", ("layer1.0.conv1", "layer2", "layer3"), weights=tmp_path / "w.pth")
+    kinds = [type(module) for module in backbone._network.modules()]
+    assert kinds.count(torch.nn.BatchNorm2d) == 1  # the one after the convolution that is asked for itself
+    with torch.inference_mode():
+        x = network.layer1[0].conv1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))
+    for output, wanted in zip(backbone(images), (x, expected["layer2"], expected["layer3"]), strict=True):
+        assert torch.allclose(output, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_bfloat16(images: torch.Tensor) -> None:
+    exact = load_backbone("resnet18", weights="random")
+    half = load_backbone("resnet18", weights="random", precision="bfloat16")
+    assert half.precision == "bfloat16" and half.fingerprint == exact.fingerprint
+    assert {parameter.dtype for parameter in half._network.parameters()} == {torch.bfloat16}
+    for output, wanted in zip(half(images), exact(images), strict=True):
+        assert output.dtype == torch.float32
+        error = (output - wanted).norm() / wanted.norm()
+        assert 1e-5 < error < 0.02
+    with pytest.raises(SettingsError, match="unknown precision 'float16': there are float32, bfloat16"):
+        load_backbone("resnet18", weights="random", precision="float16")
 
 
 def test_nothing_after_the_last_layer_is_kept_and_nothing_is_trainable(images: torch.Tensor) -> None:
     network = load_backbone("resnet18", ("layer2", "layer1"), weights="random")._network
-    assert {name.split(".")[0] for name in network.state_dict()} == {"conv1", "bn1", "layer1", "layer2"}
+    assert {name.split(".")[0] for name in network.state_dict()} == {"conv1", "layer1", "layer2"}
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
     assert all(output.is_inference() for output in load_layer1(weights="random")(images))
 
@@ -185,11 +220,13 @@ def test_random_weights_depend_on_the_seed_alone(images: torch.Tensor) -> None:
     assert re.fullmatch("[0-9a-f]{8}", one.fingerprint)
 
 
-def test_the_fingerprint_sees_every_weight_but_not_the_order_of_layers() -> None:
+def test_the_fingerprint_sees_every_weight_but_not_the_order_of_layers(tmp_path: Path) -> None:
     one = load_backbone("resnet18", ("layer1", "layer2"), weights="random")
     two = load_backbone("resnet18", ("layer2", "layer1"), weights="random")
-    three = load_backbone("resnet18", ("layer1", "layer2"), weights="random")
-    three._network.get_submodule("layer2.1.bn2").running_var[5] += 1e-3
+    tensors = cut_weights("resnet18", ("layer1", "layer2"))
+    tensors["layer2.1.bn2.running_var"][5] += 1e-3
+    torch.save(tensors, tmp_path / "w.pth")
+    three = load_backbone("resnet18", ("layer1", "layer2"), weights=tmp_path / "w.pth")
     assert one.fingerprint == two.fingerprint != three.fingerprint
 
 
@@ -429,9 +466,8 @@ def test_wrapped_weights(wrap: object, tensors: dict[str, torch.Tensor], tmp_pat
 
 def test_old_names_in_densenet_files(tmp_path: Path) -> None:
     whole = load_backbone("densenet201", ("features.denseblock1",), weights="random")
-    old = {
-        re.sub(r"(norm|conv)([12])\.", r"\1.\2.", name): tensor for name, tensor in whole._network.state_dict().items()
-    }
+    tensors = cut_weights("densenet201", ("features.denseblock1",))
+    old = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", name): tensor for name, tensor in tensors.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "w.pth")
     for name in ("densenet201", "densenet201.tv_in1k"):
@@ -447,7 +483,7 @@ def test_swin_transformers_and_timms_translation_of_older_files(tmp_path: Path) 
     # the original files have the down-sampling at the end of a stage
     old = {
         re.sub(r"layers.(\d).downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key): tensor
-        for key, tensor in whole._network.state_dict().items()
+        for key, tensor in cut_weights(name, layers).items()
     }
     assert "layers.0.downsample.reduction.weight" in old
     torch.save({"model": old}, tmp_path / "w.pth")

@@ -67,6 +67,25 @@ def test_training_then_evaluating_gives_the_same_numbers(trained, sample_root, t
     assert "mask rule: inside" in result.output
 
 
+def test_options_for_speed_and_memory_reach_the_model(sample_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))  # where the image cache is
+    chosen = ["--precision", "bfloat16", "--search", "flat", "--storage", "float16"]
+    for options, kept in (((), 18), (("--no_image_cache",), 0)):  # 8 training and 10 test images
+        dataset = ("--resize", "18", "--imagesize", "16", "-d", "pill", *options)
+        network = [*NETWORK, "-le", "layer2", *chosen]
+        run(
+            run_patchcore,
+            *train_args(tmp_path, sample_root, options=("--save_patchcore_model",), network=network, dataset=dataset),
+        )
+        _, extras = rf.read_settings(tmp_path / "project/group/models/mvtec_pill", "")
+        assert {f"--{name}": extras[name] for name in ("precision", "search", "storage")} == dict(
+            zip(chosen[::2], chosen[1::2], strict=True)
+        )
+        assert len(list((tmp_path / ".cache").rglob("*.npy"))) == kept
+        shutil.rmtree(tmp_path / "project")
+        shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
+
+
 def test_training_again_and_resuming(trained, sample_root):
     options = ("--resume", "--save_patchcore_model", "--log_project", "step1", "--log_group", "0000")
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}

@@ -79,6 +79,31 @@ def test_saved_and_loaded(tmp_path, detector, category, predictions):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.parametrize(
+    "settings", [{"search": "flat"}, {"storage": "float16"}, {"storage": "float16", "search": "flat"}]
+)
+def test_other_search_and_storage_give_the_same_within_rounding(
+    tmp_path, category, predictions, random_resnet18, settings
+):
+    other = pk.PatchCore(random_resnet18, **settings, **SMALL).fit(category.train)
+    assert other.predict(category.test).scores == pytest.approx(predictions.scores, rel=2e-3)
+    other.save(tmp_path)
+    again = pk.PatchCore.load(tmp_path, progress=False)
+    assert {name: getattr(again, name) for name in settings} == settings
+    assert (again.predict(category.test).scores == other.predict(category.test).scores).all()
+
+
+def test_the_precision_is_stored(tmp_path, category, random_resnet18):
+    backbone = pk.load_backbone("resnet18", weights="random", precision="bfloat16")
+    detector, exact = (pk.PatchCore(b, "identity", **SMALL).fit(category.train) for b in (backbone, random_resnet18))
+    scores = detector.predict(category.test).scores
+    assert scores == pytest.approx(exact.predict(category.test).scores, rel=0.1)
+    detector.save(tmp_path)
+    again = pk.PatchCore.load(tmp_path, progress=False)
+    assert again.backbone.precision == "bfloat16"
+    assert (again.predict(category.test).scores == scores).all()
+
+
 def test_saving_never_removes_other_files(tmp_path, detector):
     (tmp_path / ".DS_Store").touch()
     detector.save(tmp_path)  # nobody misses that
@@ -209,6 +234,8 @@ def test_ensemble_scaled_over_the_test_set(category, detector):
         ({"projection": 0}, "projection is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"search": "quick"}, "unknown search 'quick'"),
+        ({"storage": "int8"}, "unknown storage 'int8'"),
         ({"seed": -1}, "seed is -1"),
         ({"num_nn": 1.5}, "num_nn is 1.5"),
     ],
