@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, peak memory, images of the original size."""
+"""What the benchmarks share: which category and weights, images of the original size, timing, peak memory."""
 
 import re
 import resource
@@ -8,9 +8,44 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import torch
+import torchvision
 from PIL import Image
 
 import patchcore_kit as pk
+from patchcore_kit.weights import find, resolve
+
+
+def choose_category(data: Path | None, name: str | None) -> tuple[Path, pk.Category]:
+    """The data folder (MVTec AD, else the sample data) and a category of it (the first)."""
+    data = data or pk.find_data() or pk.draw_sample_data(pk.work_folder() / "data" / "sample")
+    return data, pk.load_category(data, name or pk.list_categories(data)[0])
+
+
+def weights_file(name: str, folder: Path) -> tuple[Path, str]:
+    """Weights that are found for a torchvision network and their name, else random ones, written into `folder`."""
+    if found := find(resolve(name)):
+        return found
+    torch.manual_seed(0)
+    torch.save(torchvision.models.get_model(resolve(name).architecture).state_dict(), folder / "random.pth")
+    return folder / "random.pth", "random"
+
+
+def enlarge(category: pk.Category, data: Path, folder: Path, side: int) -> pk.Category:
+    """Copy a category into the data folder `folder`, its images and masks as PNGs of side x side pixels."""
+
+    def copy(source: Path, how: Image.Resampling) -> None:
+        target = (folder / source.relative_to(data)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            image.resize((side, side), how).save(target)
+
+    samples = [*category.train, *category.test]
+    jobs = [(sample.path, Image.Resampling.BICUBIC) for sample in samples]
+    jobs += [(sample.mask_path, Image.Resampling.NEAREST) for sample in samples if sample.mask_path]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(copy, *zip(*jobs, strict=True)))
+    return pk.load_category(folder, category.name)
 
 
 def seconds(repeat: int, stage: Callable[[], object]) -> float:
@@ -29,19 +64,3 @@ def peak_gigabytes() -> float:
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
-
-
-def enlarge(category: pk.Category, data: Path, folder: Path, side: int) -> None:
-    """Copy a category into the data folder `folder`, its images and masks as PNGs of side x side pixels."""
-
-    def copy(source: Path, how: Image.Resampling) -> None:
-        target = (folder / source.relative_to(data)).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(source) as image:
-            image.resize((side, side), how).save(target)
-
-    samples = [*category.train, *category.test]
-    jobs = [(sample.path, Image.Resampling.BICUBIC) for sample in samples]
-    jobs += [(sample.mask_path, Image.Resampling.NEAREST) for sample in samples if sample.mask_path]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(copy, *zip(*jobs, strict=True)))

@@ -24,7 +24,8 @@ def resnet18(weights: str) -> torch.nn.Module:
 
 def peak() -> float:
     """Gigabytes of resident memory at their highest (Linux)."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024 / 1e9
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 / 1e9
 
 
 def kit(options: argparse.Namespace) -> tuple:

@@ -1,6 +1,6 @@
 """The kit beside its peers on the same images: seconds, gigabytes, AUROC, and ratios.
 
-    python benchmarks/peers.py --weights weights/resnet18.pth --reference ../patchcore-inspection --anomalib PYTHON
+    python benchmarks/peers.py --reference ../patchcore-inspection --anomalib ../anomalib/bin/python
 
 Each runs once in a process of its own: ResNet-18 up to layer3 on the CPU, 256/224 pixels, one neighbour. Images are
 first enlarged to the size that MVTec AD's have, for reading them is part of everybody's work. Peak memory is counted
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from common import enlarge
+from common import choose_category, enlarge, weights_file
 
 import patchcore_kit as pk
 from patchcore_kit.datasets import Transform
@@ -23,6 +23,7 @@ from patchcore_kit.metrics import image_metrics, pixel_metrics
 
 PEER = Path(__file__).resolve().with_name("one_peer.py")
 PATH = click.Path(path_type=Path, exists=True)
+TIMES = ["fit, s", "predict, s", "peak, GB"]
 
 
 def run(command: list, samples: list[pk.Sample], masks: np.ndarray) -> dict[str, float]:
@@ -34,10 +35,8 @@ def run(command: list, samples: list[pk.Sample], masks: np.ndarray) -> dict[str,
     at = {path: i for i, path in enumerate(result["paths"].tolist())}
     order = [at[str(sample.path)] for sample in samples]
     labels = np.array([sample.label for sample in samples])
-    return {
-        "fit, s": float(result["fit"]),
-        "predict, s": float(result["predict"]),
-        "peak, GB": float(result["peak"]),
+    figures = (float(result[name]) for name in ("fit", "predict", "peak"))
+    return dict(zip(TIMES, figures, strict=True)) | {
         "image AUROC": image_metrics(result["scores"][order], labels)["instance_auroc"],
         "pixel AUROC": pixel_metrics(result["maps"][order], masks)["full_pixel_auroc"],
     }
@@ -46,14 +45,12 @@ def run(command: list, samples: list[pk.Sample], masks: np.ndarray) -> dict[str,
 @click.command(help=__doc__)
 @click.option("--data", type=PATH, help="Data folder.  [default: MVTec AD, else the sample data]")
 @click.option("--category", help="[default: the first]")
-@click.option("--weights", required=True, type=PATH, help="ResNet-18's.")
 @click.option("--percentage", default=0.1, show_default=True)
 @click.option("--side", default=900, show_default=True, help="Of the enlarged images, in pixels.")
 @click.option("--reference", type=PATH, help="A checkout of patchcore-inspection.")
 @click.option("--anomalib", type=PATH, help="The Python of an environment that has anomalib.")
-def main(data, category, weights, percentage, side, reference, anomalib):
-    data = data or pk.find_data() or pk.draw_sample_data(pk.work_folder() / "data" / "sample")
-    category = pk.load_category(data, category or pk.list_categories(data)[0])
+def main(data: Path, category: str, percentage: float, side: int, reference: Path, anomalib: Path) -> None:
+    data, category = choose_category(data, category)
     runs = {
         "kit": (sys.executable, PEER, "kit"),
         "kit, float16": (sys.executable, PEER, "kit", "--storage", "float16"),
@@ -63,8 +60,8 @@ def main(data, category, weights, percentage, side, reference, anomalib):
     }
     table = {}
     with tempfile.TemporaryDirectory() as folder:
-        enlarge(category, data, Path(folder), side)
-        category = pk.load_category(Path(folder), category.name)
+        category = enlarge(category, data, Path(folder), side)
+        weights, origin = weights_file("resnet18", Path(folder))
         masks = np.stack([Transform().mask(sample) for sample in category.test])
         options = ["--data", folder, "--category", category.name, "--weights", weights, "--percentage", percentage]
         for name, command in runs.items():
@@ -73,9 +70,11 @@ def main(data, category, weights, percentage, side, reference, anomalib):
                 click.echo(f"{name}: {table[name]}", err=True)
     table = pd.DataFrame(table)
     for name in table.columns[3:]:
-        for row in table.index[:3]:
-            table.loc[f"{name} / kit: {row.split(',')[0]}"] = table.loc[row, name] / table.loc[row]
-    click.echo(table.to_string(float_format="{:.3f}".format))
+        for own in table.columns[:3]:
+            ratios = table.loc[TIMES, name] / table.loc[TIMES, own]
+            table = pd.concat([table, ratios.rename(f"{name} / {own}")], axis=1)
+    click.echo(f"{category.name} at {side}x{side} pixels, resnet18 ({origin} weights), {percentage:.0%}, CPU")
+    click.echo(table.T.to_string(float_format="{:.3f}".format, na_rep=""))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,9 @@ class PatchCore:
             distances, nearest = self.bank_.search(rows, self.num_nn, images=len(features[0]))
             patches = distances.mean(axis=1).reshape(len(features[0]), *self.grid_)
             scores.append(self._image_scores(patches, rows, nearest[:, 0]))
-            maps.append(down @ patches @ across.T)  # bilinear up-sampling and smoothing at once
+            # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
+            # afterwards, and slow the network down
+            maps.append((down @ torch.from_numpy(patches) @ across.T).numpy())
         return Predictions(
             scores=np.concatenate(scores),
             maps=np.concatenate(maps),
@@ -453,11 +455,11 @@ def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
 
 
-def map_operator(pixels: int, cells: int) -> np.ndarray:
+def map_operator(pixels: int, cells: int) -> torch.Tensor:
     """(pixels, cells): bilinear up-sampling along one axis, then the Gaussian, as one matrix.
 
     Both are linear and work on rows and columns alike, so a map is `down @ patches @ across.T`. The borders are those
     of the reference: torch's half-pixel bilinear and scipy's mirrored edges.
     """
     up = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear", align_corners=False)
-    return scipy.ndimage.gaussian_filter1d(up[0].T.numpy(), SMOOTHING, axis=0).astype(np.float32)
+    return torch.from_numpy(scipy.ndimage.gaussian_filter1d(up[0].T.numpy(), SMOOTHING, axis=0).astype(np.float32))

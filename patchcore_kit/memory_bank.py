@@ -16,7 +16,6 @@ STORAGES = ("float32", "float16")
 COMPONENTS = 128  # principal components of the rows, by which the fast search chooses candidates
 PROBES = 16  # clusters that it looks into, of about as many as a cluster has rows
 CANDIDATES = 16  # it compares in full, for each neighbour that is asked for
-PEAKS = 4  # patches of each image that it searches again in full, the strangest ones
 FEW = 512  # rows up to which there is nothing to gain
 SAMPLE = 4096  # rows that the components are taken from
 ROWS = 2**14  # rows turned into float32 at a time
@@ -99,17 +98,17 @@ class MemoryBank:
         distances, indices = self._index.search(queries, k)
         if self._index is self._flat:
             return distances, indices
-        settled = np.zeros(len(queries), dtype=bool)
         again = np.flatnonzero(indices[:, -1] < 0)  # the clusters looked into held too few
+        settled = np.zeros(len(queries), dtype=bool)
         first = np.arange(images) * (len(queries) // images)
         while True:
             if len(again):
                 distances[again], indices[again] = self._flat.search(queries[again], k)
                 settled[again] = True
-            patches = distances.mean(axis=1).reshape(images, -1)
-            if settled[first + patches.argmax(axis=1)].all():
+            strangest = first + distances.mean(axis=1).reshape(images, -1).argmax(axis=1)
+            again = strangest[~settled[strangest]]
+            if not len(again):
                 return distances, indices
-            again = (first[:, None] + np.argsort(-patches, axis=1)[:, :PEAKS]).ravel()
 
 
 def _fast_index(rows: torch.Tensor, flat: faiss.Index) -> faiss.IndexRefine:
