@@ -38,8 +38,10 @@ lint: .venv/ready ## check the code's style
 	$(RUFF) check .
 	$(RUFF) format --check .
 
-benchmark: .venv/ready ## time every stage beside the floor, on two cores (see benchmarks/README.md)
+benchmark: .venv/ready ## time the kit: by stage, beside its peers, and as the data grows (see benchmarks/README.md)
 	$(RUN) benchmarks/stages.py
+	$(RUN) benchmarks/peers.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(ANOMALIB),--anomalib $(ANOMALIB))
+	$(RUN) benchmarks/growth.py
 
 lock: .pipenv/ready ## rewrite Pipfile.lock from the Pipfile
 	PATH="$(CURDIR)/.pipenv/bin:$$PATH" $(PYTHON) tools/lock.py

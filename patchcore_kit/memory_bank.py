@@ -14,7 +14,7 @@ from patchcore_kit.errors import SettingsError
 SEARCHES = ("fast", "flat")
 STORAGES = ("float32", "float16")
 COMPONENTS = 128  # principal components of the rows, by which the fast search chooses candidates
-PROBES = 16  # clusters that it looks into, of about as many as a cluster has rows
+PROBES = 2.5  # times the square root of the number of clusters: how many of them it looks into
 CANDIDATES = 16  # it compares in full, for each neighbour that is asked for
 FEW = 512  # rows up to which there is nothing to gain
 SAMPLE = 4096  # rows that the components are taken from
@@ -36,7 +36,7 @@ class MemoryBank:
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
     search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only the 16
-        rows that are nearest in 128 principal components, sought in the 16 nearest of about sqrt(M) clusters. It may
+        rows that are nearest in 128 principal components, sought in the nearest of about sqrt(M) clusters. It may
         find the second nearest instead; benchmarks/README.md says how often, and by how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
 
@@ -123,7 +123,7 @@ def _fast_index(rows: torch.Tensor, flat: faiss.Index) -> faiss.IndexRefine:
     turn.is_trained = True
     count = min(round(len(rows) ** 0.5), len(rows) // 39)  # FAISS wants 39 rows for each
     clusters = faiss.index_factory(components, f"IVF{count},SQfp16")
-    clusters.nprobe = PROBES
+    clusters.nprobe = round(PROBES * count**0.5)
     index = faiss.IndexRefine(faiss.IndexPreTransform(turn, clusters), flat)
     index.k_factor = CANDIDATES
     index.train(rows[:: max(1, len(rows) // (128 * count))].float().contiguous().numpy())

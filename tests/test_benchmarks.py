@@ -5,35 +5,95 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def test_stages(sample_root):
-    command = [
-        sys.executable,
-        "benchmarks/stages.py",
-        "--data",
-        str(sample_root),
-        "--category",
-        "pill",
-        "--repeat",
-        "1",
-    ]
+def run(script, *options):
+    command = [sys.executable, f"benchmarks/{script}.py", *map(str, options)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for stage in ("floor", "decode, resize", "backbone", "embedding", "coreset", "search", "maps", "all", "metrics"):
-        assert re.search(rf"^{stage} +\d+\.\d\d", done.stdout, re.MULTILINE), stage
-    for ratio in ("fit / floor", "predict / floor", "embedding / backbone", "cached norms / batched", "the imports"):
-        figure = re.search(rf"{ratio}: (\d+\.\d+)", done.stdout)
-        assert float(figure.group(1)) > 0, ratio
+    return done.stdout
+
+
+def has_row(output, name, figures):
+    """A row of a table with that many figures at its end."""
+    return re.search(rf"^ *{re.escape(name)}( +-?\d+\.\d+){{{figures}}} *$", output, re.MULTILINE)
+
+
+def test_stages(sample_root):
+    output = run("stages", "--data", sample_root, "--category", "pill", "--side", 300, "--repeat", 1)
+    for stage in ("floor", "decode, resize", "bare network", "backbone", "embedding", "all", "all, images cached"):
+        assert has_row(output, stage, 4), stage
+    for stage in ("coreset", "index", "coreset, plain loop", "search", "search, flat", "maps", "masks", "metrics"):
+        assert has_row(output, stage, 2), stage
+
+
+def test_growth(sample_root, tmp_path):
+    options = ["--images", 4, "--images", 12, "-p", 0.1, "-p", 0.25, "--largest", 10]  # of 8: some are mirrored
+    plot = tmp_path / "growth.png"
+    output = run("growth", "--data", sample_root, "--category", "pill", *options, "--plot", plot)
+    assert len(re.findall(r"^ +(4|12) +0\.(10|25)( +\d+\.\d+){4}$", output, re.MULTILINE)) == 4
+    assert len(re.findall(r"^(fit|coreset|predict), s( +-?\d+\.\d\d){2}$", output, re.MULTILINE)) == 9
+    assert "exponents by images" in output and "10 images, 10 %, by storage" in output
+    with Image.open(plot) as image:
+        assert image.width > 1000
+
+
+def test_peers(sample_root, tmp_path):
+    """The peers' own code is not here; a checkout that only answers shows that its figures end up in the table."""
+    for module in ("__init__", "common", "datasets/__init__", "datasets/mvtec", "patchcore", "sampler"):
+        (tmp_path / f"src/patchcore/{module}.py").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"src/patchcore/{module}.py").touch()
+    (tmp_path / "src/patchcore/common.py").write_text("def FaissNN(on_gpu, threads): ...")
+    (tmp_path / "src/patchcore/sampler.py").write_text("def ApproximateGreedyCoresetSampler(percentage, device): ...")
+    (tmp_path / "src/patchcore/datasets/mvtec.py").write_text(
+        """
+import enum, pathlib, torch
+DatasetSplit = enum.Enum("DatasetSplit", ["TRAIN", "TEST"])
+class MVTecDataset(torch.utils.data.Dataset):
+    def __init__(self, source, classname, resize, imagesize, split):
+        folder = pathlib.Path(source) / classname / split.name.lower()
+        self.data_to_iterate = [(classname, p.parent.name, str(p), None) for p in sorted(folder.glob("*/*.png"))]
+    def __len__(self):
+        return len(self.data_to_iterate)
+    def __getitem__(self, i):
+        return float(self.data_to_iterate[i][1] != "good")
+"""
+    )
+    (tmp_path / "src/patchcore/patchcore.py").write_text(
+        """
+import numpy, torch
+class PatchCore:
+    def __init__(self, device): ...
+    def load(self, **settings): assert settings["backbone"].name == "resnet18"
+    def fit(self, loader): assert sum(len(batch) for batch in loader) == 8
+    def predict(self, loader):
+        scores = torch.cat(list(loader)).tolist()
+        return scores, [numpy.full((224, 224), score) for score in scores], None, None
+"""
+    )
+    output = run("peers", "--data", sample_root, "--category", "pill", "--side", 128, "--reference", tmp_path)
+    for who in ("kit", "kit, float16", "kit, bfloat16", "reference"):
+        assert has_row(output, who, 5), who
+    assert re.search(r"^reference( +\S+){3} +1\.000", output, re.MULTILINE)  # its scores are perfect
+    assert has_row(output, "reference / kit, float16", 3)
+
+
+def test_accuracy(sample_root):
+    options = ["--data", sample_root, "-c", "pill", "--weights", "random", "--percentage", 0.5]
+    output = run("accuracy", *options)
+    assert "pill, approx_greedy_coreset, 50%: 3136 rows" in output
+    assert has_row(output, "flat, float32", 3)
+    for variant in ("fast, float32 (default)", "fast, float16", "fast, bfloat16 network"):
+        assert has_row(output, variant, 7), variant
 
 
 def test_backbones(sample_root, resnet18_file, monkeypatch):
     monkeypatch.setenv("PATCHCORE_WEIGHTS", str(resnet18_file.parent))
     options = ["--data", str(sample_root), "--whole", str(sample_root), "--repeat", "1"]
-    command = [sys.executable, "benchmarks/backbones.py", *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"starter +resnet18 +random, same shape", done.stdout)
+    output = run("backbones", *options)
+    assert re.search(r"starter +resnet18 +random, same shape", output)
     for row in ("ms/image", "ms alone", "MB", "sample: image AUROC", "sample: pixel AUROC"):
-        assert re.search(rf"^{row}( +\d+\.\d+){{3}}$", done.stdout, re.MULTILINE), row
+        assert re.search(rf"^{row}( +\d+\.\d+){{3}}$", output, re.MULTILINE), row

