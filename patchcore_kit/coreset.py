@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from patchcore_kit.errors import SettingsError, whole_number
+from patchcore_kit.patches import PatchRows
 
 SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
@@ -36,7 +37,7 @@ def check(sampler: str, percentage: float, projection: int | None) -> None:
 
 
 def select(
-    features: torch.Tensor,
+    features: torch.Tensor | PatchRows,
     sampler: str = "approx_greedy_coreset",
     percentage: float = 0.1,
     *,
@@ -44,7 +45,7 @@ def select(
     seed: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """(N, D) -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
+    """(N, D) rows -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
 
     The greedy samplers compare rows in a random projection to `projection` dimensions, as the reference does, or as
     they are with None. `identity` keeps every row, in order; `random` draws without replacement.
@@ -60,27 +61,30 @@ def select(
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
     if sampler == "random":
         return np.random.default_rng(seed).choice(n, k, replace=False)
-    if projection is None or features.shape[1] == projection:
-        features = features.float()
-    else:
-        features = project(features, projection, seed)
+    features = project(features, projection, seed)
     if sampler == "greedy_coreset":
         return _k_center(features, k, _matrix_row_norms(features), progress)
     return greedy_coreset(features, k, seed=seed, progress=progress)
 
 
-def project(features: torch.Tensor, dimension: int, seed: int = 0) -> torch.Tensor:
+def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int = 0) -> torch.Tensor:
     """(N, D) -> (N, dimension), float32: the reference's random projection, an untrained linear layer without bias.
 
-    Its weights are uniform in +-1/sqrt(D). The rows are centred, which leaves their distances as they are and makes
-    them more exact: they are computed from norms and products, whose large common part would cancel.
+    Its weights are uniform in +-1/sqrt(D); without them, if the dimension is None or D, rows stay what they are. They
+    are centred, which leaves their distances as they are and makes them more exact: they are computed from norms and
+    products, whose large common part would cancel.
     """
-    d = features.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).to(features.device)
-    projected = torch.empty(len(features), dimension, device=features.device)
-    for block, out in zip(features.split(ROWS), projected.split(ROWS), strict=True):
-        torch.mm(block.float(), weight, out=out)
+    projected, weight, start = None, None, 0
+    for block in features.split(ROWS) if isinstance(features, torch.Tensor) else features:
+        if projected is None:
+            d, device = block.shape[1], block.device
+            if dimension not in (None, d):
+                generator = torch.Generator().manual_seed(seed)
+                weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).to(device)
+            projected = torch.empty(len(features), dimension or d, device=device)
+        out = projected[start : start + len(block)]
+        out.copy_(block) if weight is None else torch.mm(block.float(), weight, out=out)
+        start += len(block)
     return projected.sub_(projected.mean(0))
 
 

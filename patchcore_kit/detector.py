@@ -8,6 +8,7 @@ implementation's: squared distances, the highest patch of an image is its score.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_num
 from patchcore_kit.files import writing
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import MemoryBank
-from patchcore_kit.patches import PatchEmbedding
+from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
 
 LOGGER = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class PatchCore:
     """A memory bank of what good patches look like, and how far others are from it.
 
     sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`.
-    search, storage: see `MemoryBank`; with "float16" all patches of the training images are kept so, too.
+    search, storage: see `MemoryBank`; with "float16" the feature maps of the training images are kept so, too.
     pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
     num_nn: neighbours whose squared distances are averaged to a patch's score.
     reweight: number b of neighbours for the paper's Eq. 7, which lowers the score of an image whose nearest row of
@@ -122,23 +123,14 @@ class PatchCore:
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
         """
         samples = as_samples(samples)
-        rows, at = None, 0
-        for maps in self._feature_maps(samples, "embed training images"):
-            if rows is None:  # one array for all: no second copy while it grows
-                self.grid_ = self.embedding.grid(maps)
-                cells = self.grid_[0] * self.grid_[1]
-                shape, dtype = (len(samples) * cells, self.target_embed_dimension), getattr(torch, self.storage)
-                rows = torch.empty(shape, dtype=dtype, device=self.backbone.device)
-            stop = at + len(maps[0]) * cells
-            self.embedding(maps, out=rows[at:stop])
-            at = stop
+        rows = PatchRows(self.embedding, self._feature_maps(samples, "embed training images"), self.storage)
         kept = coreset.select(
             rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
         )
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
-        if self.sampler != "identity":
-            rows = rows[kept]  # the others' memory is free from here on
+        self.grid_, cells = rows.grid, math.prod(rows.grid)
         self.train_names_ = tuple(sample.name for sample in samples)
+        rows = rows.at(kept)  # the maps' memory is free from here on
         self.bank_ = self._bank(rows, kept // cells, kept % cells)
         return self
 

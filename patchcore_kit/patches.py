@@ -7,7 +7,8 @@ with resizing. So here each layer is one small convolution on its own grid, whos
 averages, and then one resize of the result: the same numbers, without the copies.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -76,6 +77,39 @@ class PatchEmbedding:
             cells[..., done : layer.stop] = y[..., shared:]
             done = layer.stop
         return out
+
+
+class PatchRows:
+    """The patch rows of many images, held as the feature maps that they are computed from, which take less memory.
+
+    Of ResNet-18 that is a fifth, of wide ResNet-50 three quarters. Iterating gives the rows batch by batch, (n, D)
+    each; a pass over all images costs a tenth of the network's time or less.
+
+    batches: feature maps of consecutive batches, equally many images in all but the last. storage: "float32" or
+    "float16", in which maps are held and rows are given out.
+    """
+
+    def __init__(self, embedding: PatchEmbedding, batches: Iterable[Sequence[torch.Tensor]], storage: str) -> None:
+        self.embedding, self.dtype = embedding, getattr(torch, storage)
+        self.batches = [[x.to(self.dtype) for x in maps] for maps in batches]
+        self.grid = embedding.grid(self.batches[0])
+
+    def __len__(self) -> int:
+        return sum(len(maps[0]) for maps in self.batches) * math.prod(self.grid)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for maps in self.batches:
+            yield self.embedding([x.float() for x in maps])
+
+    def at(self, indices: np.ndarray) -> torch.Tensor:
+        """(k,) indices -> (k, D) rows, in that order."""
+        shape, device = (len(indices), self.embedding.target_embed_dimension), self.batches[0][0].device
+        kept, start = torch.empty(shape, dtype=self.dtype, device=device), 0
+        for rows in self:
+            here = np.flatnonzero((start <= indices) & (indices < start + len(rows)))
+            kept[here] = rows[indices[here] - start].to(self.dtype)
+            start += len(rows)
+        return kept
 
 
 class _LayerEmbedding:
