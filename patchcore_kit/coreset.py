@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from patchcore_kit.errors import SettingsError, whole_number
@@ -80,12 +81,23 @@ def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int
             d, device = block.shape[1], block.device
             if dimension not in (None, d):
                 generator = torch.Generator().manual_seed(seed)
-                weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).to(device)
+                weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(device)
             projected = torch.empty(len(features), dimension or d, device=device)
-        out = projected[start : start + len(block)]
-        out.copy_(block) if weight is None else torch.mm(block.float(), weight, out=out)
+        projected[start : start + len(block)] = block if weight is None else products(block.float(), weight)
         start += len(block)
     return projected.sub_(projected.mean(0))
+
+
+def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(N, D), (M, D), (M,) -> (N, M): rows @ others.T + bias.
+
+    On a CPU as a convolution of one pixel, for which oneDNN uses all that any processor has. Products of matrices are
+    MKL's, which takes twice as long on AMD's.
+    """
+    if rows.device.type != "cpu":
+        return F.linear(rows, others, bias)
+    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
+    return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
 
 
 def greedy_coreset(
@@ -107,7 +119,8 @@ def greedy_coreset(
     if start_points is None:
         start_points = np.random.default_rng(seed).choice(len(features), min(10, len(features)), replace=False)
     starts = features[torch.as_tensor(start_points, device=features.device)]
-    return _k_center(features, k, torch.cdist(features, starts).mean(1), progress)
+    exact = "donot_use_mm_for_euclid_dist"  # also the faster one for ten
+    return _k_center(features, k, torch.cdist(features, starts, compute_mode=exact).mean(1), progress)
 
 
 def _matrix_row_norms(features: torch.Tensor) -> torch.Tensor:
@@ -174,7 +187,7 @@ def _greedy_within(
     rows: torch.Tensor, norms: torch.Tensor, distances: torch.Tensor, bound: float, limit: int
 ) -> torch.Tensor:
     """Positions of up to `limit` greedy choices among the candidates, while the farthest is at least at `bound`."""
-    between = torch.addmm(norms[:, None] + norms, rows, rows.T, alpha=-2).cpu().numpy()
+    between = products(rows, -2 * rows, norms).add_(norms[:, None]).cpu().numpy()
     distances = distances.cpu().numpy().copy()
     picks = []
     while len(picks) < min(limit, len(rows)):
@@ -189,13 +202,9 @@ def _greedy_within(
 
 def _lower_all(least: torch.Tensor, features: torch.Tensor, norms: torch.Tensor, picks: torch.Tensor) -> None:
     """Update `least` of every row for the rows `picks`."""
-    centres, bias = features[picks].T, norms[picks] / 2
-    products = features.new_empty(BLOCK * len(picks))
-    for start in range(0, len(features), BLOCK):
-        block = slice(start, start + BLOCK)
-        out = products[: len(features[block]) * len(picks)].view(-1, len(picks))
-        torch.addmm(bias, features[block], centres, alpha=-1, out=out)
-        torch.minimum(least[block], out.amin(1), out=least[block])
+    centres, bias = -features[picks], norms[picks] / 2
+    for block, lowest in zip(features.split(BLOCK), least.split(BLOCK), strict=True):
+        torch.minimum(lowest, products(block, centres, bias).amin(1), out=lowest)
 
 
 class _Shells:
@@ -208,8 +217,8 @@ class _Shells:
 
     def __init__(self, features: torch.Tensor, norms: torch.Tensor, pivots: torch.Tensor) -> None:
         self.features, self.norms, self.pivots = features, norms, pivots
-        bias = (pivots.square().sum(1) / 2)[None]
-        nearest = [torch.addmm(bias, block, pivots.T, alpha=-1).min(1) for block in features.split(BLOCK)]
+        bias = pivots.square().sum(1) / 2
+        nearest = [products(block, -pivots, bias).min(1) for block in features.split(BLOCK)]
         least, pivot = (torch.cat(parts) for parts in zip(*nearest, strict=True))
         radius = (norms + 2 * least).clamp_(min=0).sqrt_()
         order = radius.argsort()
