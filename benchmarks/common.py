@@ -1,5 +1,6 @@
 """What the benchmarks share: which category and weights, images of the original size, timing, peak memory."""
 
+import os
 import re
 import resource
 import time
@@ -45,6 +46,7 @@ def enlarge(category: pk.Category, data: Path, folder: Path, side: int) -> pk.Ca
     jobs += [(sample.mask_path, Image.Resampling.NEAREST) for sample in samples if sample.mask_path]
     with ThreadPoolExecutor() as pool:
         list(pool.map(copy, *zip(*jobs, strict=True)))
+    os.sync()  # or the system writes them while something is timed
     return pk.load_category(folder, category.name)
 
 

@@ -7,6 +7,9 @@ imports. Where a category has too few training images, mirrored copies of them a
 something grows as the number of images, or the percentage, to the power of e.
 """
 
+import patchcore_kit as pk  # before torch
+
+# isort: split
 import itertools
 import json
 import subprocess
@@ -22,7 +25,6 @@ from common import choose_category, peak_gigabytes, weights_file
 from matplotlib import pyplot as plt
 from PIL import Image, ImageOps
 
-import patchcore_kit as pk
 from patchcore_kit import coreset
 
 FIGURES = ("fit, s", "coreset, s", "predict, s", "peak, GB")

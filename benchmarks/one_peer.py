@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision import models
 
 
-def resnet18(weights: str) -> torch.nn.Module:
+def resnet18(weights: str) -> "torch.nn.Module":  # noqa: F821  # loaded by the peers when they like: the kit goes first
     """torchvision's network with weights that may stop after layer3."""
+    import torch
+    from torchvision import models
+
     network = models.resnet18(weights=None)
     network.load_state_dict(torch.load(weights), strict=False)
     return network.eval()
@@ -46,6 +47,7 @@ def kit(options: argparse.Namespace) -> tuple:
 def reference(options: argparse.Namespace) -> tuple:
     """The reference's classes, as its command line sets them up, but on the CPU and with these weights."""
     sys.path.insert(0, str(Path(options.checkout) / "src"))
+    import torch
     from patchcore.common import FaissNN
     from patchcore.datasets.mvtec import DatasetSplit, MVTecDataset
     from patchcore.patchcore import PatchCore
@@ -80,6 +82,7 @@ def reference(options: argparse.Namespace) -> tuple:
 
 def anomalib(options: argparse.Namespace) -> tuple:
     """anomalib's PatchCore model in the loop that its engine runs, without the engine."""
+    import torch
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
     from PIL import Image
     from torchvision.transforms import v2

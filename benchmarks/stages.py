@@ -8,6 +8,9 @@ its last used layer. Everything else is what PatchCore adds to it, or the kit sa
 `--repeat` passes over all images, all in one run: compare them with each other, not with another machine's.
 """
 
+import patchcore_kit as pk  # before torch
+
+# isort: split
 import tempfile
 from pathlib import Path
 
@@ -18,11 +21,11 @@ import torchvision
 from common import choose_category, enlarge, seconds, weights_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
-import patchcore_kit as pk
 from patchcore_kit import coreset
 from patchcore_kit.datasets import normalise, read_batches
 from patchcore_kit.detector import map_operator
 from patchcore_kit.metrics import pixel_metrics
+from patchcore_kit.patches import PatchRows
 from patchcore_kit.weights import resolve
 
 PLAIN_STEPS = 150  # of the plain loop, whose steps all cost the same; the whole of it would take minutes
@@ -40,35 +43,34 @@ def plain_loop(features: torch.Tensor, steps: int) -> None:
 
 def network_stages(
     detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int
-) -> tuple[dict[str, float], torch.Tensor]:
-    """(seconds of each stage from the files to the patch rows, the rows)."""
+) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
+    """(seconds of each stage from the files to the feature maps, the maps of each batch)."""
 
     def read():
         return read_batches(samples, detector.transform.image, detector.batch_size)
 
     images = list(read())
     maps = [detector.backbone(normalise(batch)) for batch in images]  # also warms everything up
-    rows = torch.empty(sum(len(m[0]) for m in maps) * maps[0][0][0, 0].numel(), detector.target_embed_dimension)
-    parts = rows.split(detector.batch_size * maps[0][0][0, 0].numel())
     times = {
         "floor": seconds(repeat, lambda: [bare(normalise(batch)) for batch in read()]),
         "decode, resize": seconds(repeat, lambda: list(read())),
         "bare network": seconds(repeat, lambda: [bare(normalise(batch)) for batch in images]),
         "backbone": seconds(repeat, lambda: [detector.backbone(normalise(batch)) for batch in images]),
-        "embedding": seconds(
-            repeat, lambda: [detector.embedding(m, out=part) for m, part in zip(maps, parts, strict=True)]
-        ),
     }
-    return times, rows
+    return times, maps
 
 
 def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int) -> dict[str, float]:
-    """Seconds of each stage of fit; `coreset, plain loop` is an estimate from its first steps."""
-    times, rows = network_stages(detector, bare, samples, repeat)
+    """Seconds of each stage of fit; the coreset includes the projection of all rows; its
+    plain loop is an estimate from the first steps."""
+    times, maps = network_stages(detector, bare, samples, repeat)
+    rows = PatchRows(detector.embedding, maps, detector.storage)
     choose = {"sampler": detector.sampler, "percentage": detector.percentage, "progress": False}
     times["coreset"] = seconds(repeat, lambda: coreset.select(rows, **choose))
-    kept = rows[coreset.select(rows, **choose)]
-    times["index"] = seconds(repeat, lambda: pk.MemoryBank(kept, search=detector.search))
+    kept = coreset.select(rows, **choose)
+    times["embedding"] = seconds(repeat, lambda: rows.at(kept))
+    bank = rows.at(kept)
+    times["index"] = seconds(repeat, lambda: pk.MemoryBank(bank, search=detector.search))
     projected = coreset.project(rows, 128)
     times["coreset, plain loop"] = seconds(repeat, lambda: plain_loop(projected, PLAIN_STEPS)) * len(kept) / PLAIN_STEPS
     times["all"] = seconds(repeat, lambda: detector.fit(samples))
@@ -77,8 +79,9 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
 
 def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int) -> dict[str, float]:
     """Seconds of each stage of predict, and of the metrics after it."""
-    times, rows = network_stages(detector, bare, samples, repeat)
-    queries = rows.split(detector.batch_size * detector.grid_[0] * detector.grid_[1])
+    times, maps = network_stages(detector, bare, samples, repeat)
+    times["embedding"] = seconds(repeat, lambda: [detector.embedding(batch) for batch in maps])
+    queries = [detector.embedding(batch) for batch in maps]
     patches = torch.rand(len(samples), *detector.grid_)
     down, across = (map_operator(n, m) for n, m in zip(detector.transform.size, detector.grid_, strict=True))
     images = [len(part) // patches[0].numel() for part in queries]

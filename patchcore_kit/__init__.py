@@ -8,6 +8,12 @@ Read `datasets`, `backbones`, `patches`, `coreset`, `memory_bank`, `detector` in
 method.
 """
 
+import os
+
+# torch and FAISS bring an OpenMP library each and take turns; idle threads of the one that keep waiting for work, as
+# they do by default, would hold the cores that the other's need. Read when a library is loaded: import the kit first.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.coreset import greedy_coreset
 from patchcore_kit.datasets import (

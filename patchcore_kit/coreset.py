@@ -11,11 +11,10 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from patchcore_kit.errors import SettingsError, whole_number
-from patchcore_kit.patches import PatchRows
+from patchcore_kit.patches import PatchRows, products
 
 SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
@@ -75,29 +74,21 @@ def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int
     are centred, which leaves their distances as they are and makes them more exact: they are computed from norms and
     products, whose large common part would cancel.
     """
-    projected, weight, start = None, None, 0
-    for block in features.split(ROWS) if isinstance(features, torch.Tensor) else features:
-        if projected is None:
-            d, device = block.shape[1], block.device
-            if dimension not in (None, d):
-                generator = torch.Generator().manual_seed(seed)
-                weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(device)
-            projected = torch.empty(len(features), dimension or d, device=device)
-        projected[start : start + len(block)] = block if weight is None else products(block.float(), weight)
-        start += len(block)
+    n, d = features.shape
+    if dimension in (None, d):
+        parts = features.split(ROWS) if isinstance(features, torch.Tensor) else features
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(features.device)
+        if isinstance(features, torch.Tensor):
+            parts = (products(block.float(), weight) for block in features.split(ROWS))
+        else:
+            parts = features.project(weight)
+    projected, start = torch.empty(n, dimension or d, device=features.device), 0
+    for part in parts:
+        projected[start : start + len(part)] = part
+        start += len(part)
     return projected.sub_(projected.mean(0))
-
-
-def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(N, D), (M, D), (M,) -> (N, M): rows @ others.T + bias.
-
-    On a CPU as a convolution of one pixel, for which oneDNN uses all that any processor has. Products of matrices are
-    MKL's, which takes twice as long on AMD's.
-    """
-    if rows.device.type != "cpu":
-        return F.linear(rows, others, bias)
-    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
-    return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
 
 
 def greedy_coreset(

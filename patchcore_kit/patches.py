@@ -59,13 +59,10 @@ class PatchEmbedding:
             raise SettingsError(f"patchsize {self.patchsize} leaves no patch on maps this small: use larger images")
         return maps[0].shape[-2] - lost, maps[0].shape[-1] - lost
 
-    def __call__(self, maps: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
-        """[(B, C, h, w) of each layer] -> (B*H*W, D), image by image, row by row; written into `out` if given."""
+    def __call__(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[(B, C, h, w) of each layer] -> (B*H*W, D), image by image, row by row."""
         h, w = self.grid(maps)
-        rows = len(maps[0]) * h * w
-        if out is None:
-            out = torch.empty(rows, self.target_embed_dimension, device=maps[0].device)
-        cells = out.view(len(maps[0]), h, w, self.target_embed_dimension)
+        cells = torch.empty(len(maps[0]), h, w, self.target_embed_dimension, device=maps[0].device)
         done = 0
         for layer, x in zip(self.layers, maps, strict=True):
             y = layer.convolve(x)  # (B, stop - start, h_l, w_l)
@@ -76,7 +73,19 @@ class PatchEmbedding:
             cells[..., layer.start : done] += y[..., :shared]
             cells[..., done : layer.stop] = y[..., shared:]
             done = layer.stop
-        return out
+        return cells.flatten(0, 2)
+
+    def project(self, maps: Sequence[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+        """[(B, C, h, w) of each layer], (d, D) -> (B*H*W, d): `self(maps) @ weight.T`, projected before the resize."""
+        size, total = self.grid(maps), 0
+        for layer, x in zip(self.layers, maps, strict=True):
+            y = layer.convolve(x).permute(0, 2, 3, 1)
+            part = weight[:, layer.start : layer.stop].contiguous()
+            y = products(y.flatten(0, 2), part).view(*y.shape[:3], -1).permute(0, 3, 1, 2)
+            if y.shape[-2:] != size:
+                y = F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+            total = total + y
+        return total.permute(0, 2, 3, 1).reshape(-1, len(weight))
 
 
 class PatchRows:
@@ -93,18 +102,25 @@ class PatchRows:
         self.embedding, self.dtype = embedding, getattr(torch, storage)
         self.batches = [[x.to(self.dtype) for x in maps] for maps in batches]
         self.grid = embedding.grid(self.batches[0])
+        self.device = self.batches[0][0].device
+        images = sum(len(maps[0]) for maps in self.batches)
+        self.shape = images * math.prod(self.grid), embedding.target_embed_dimension
 
     def __len__(self) -> int:
-        return sum(len(maps[0]) for maps in self.batches) * math.prod(self.grid)
+        return self.shape[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for maps in self.batches:
             yield self.embedding([x.float() for x in maps])
 
+    def project(self, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+        """(d, D) -> the rows' projections, batch by batch, (n, d) each."""
+        for maps in self.batches:
+            yield self.embedding.project([x.float() for x in maps], weight)
+
     def at(self, indices: np.ndarray) -> torch.Tensor:
         """(k,) indices -> (k, D) rows, in that order."""
-        shape, device = (len(indices), self.embedding.target_embed_dimension), self.batches[0][0].device
-        kept, start = torch.empty(shape, dtype=self.dtype, device=device), 0
+        kept, start = torch.empty(len(indices), self.shape[1], dtype=self.dtype, device=self.device), 0
         for rows in self:
             here = np.flatnonzero((start <= indices) & (indices < start + len(rows)))
             kept[here] = rows[indices[here] - start].to(self.dtype)
@@ -144,6 +160,18 @@ class _LayerEmbedding:
             x = x.index_select(1, self.reads)
         y = F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
         return y[:, : self.stop - self.start]
+
+
+def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(N, D), (M, D), (M,) -> (N, M): rows @ others.T + bias.
+
+    On a CPU as a convolution of one pixel, for which oneDNN uses all that any processor has. Products of matrices are
+    MKL's, which takes twice as long on AMD's.
+    """
+    if rows.device.type != "cpu":
+        return F.linear(rows, others, bias)
+    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
+    return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
 
 
 def _averages(n: int, m: int) -> scipy.sparse.csr_matrix:

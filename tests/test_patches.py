@@ -44,11 +44,10 @@ def test_equals_the_definition(shapes, pretrain, target, patchsize):
         patchsize=patchsize,
     )
     wanted = by_unfolding(maps, pretrain, target, patchsize)
-    height, width = embedding.grid(maps)
-    out = torch.full((2 * height * width, target), torch.nan)  # whatever was there before does not matter
-    assert embedding(maps, out=out) is out
-    assert torch.allclose(out, wanted, atol=1e-5)
+    assert torch.allclose(embedding(maps), wanted, atol=1e-5)
     assert torch.allclose(embedding([x.to(memory_format=torch.channels_last) for x in maps]), wanted, atol=1e-5)
+    weight = torch.randn(16, target, generator=generator) / target**0.5
+    assert torch.allclose(embedding.project(maps, weight), wanted @ weight.T, atol=1e-5)
 
 
 def test_no_patch_left():
