@@ -15,7 +15,7 @@ SEARCHES = ("fast", "flat")
 STORAGES = ("float32", "float16")
 COMPONENTS = 64  # principal components of the rows, by which the fast search chooses candidates
 PROBES = 2.5  # times the square root of the number of clusters: how many of them it looks into
-CANDIDATES = 32  # it compares in full, for each neighbour that is asked for
+CANDIDATES = 2.8  # times the fourth root of M: rows it compares in full, for each neighbour that is asked for
 FEW = 512  # rows up to which there is nothing to gain
 SAMPLE = 4096  # rows that the components are taken from
 ROWS = 2**14  # rows turned into float32 at a time
@@ -35,9 +35,10 @@ class MemoryBank:
     rows: (M, D), as float32 or float16.
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
-    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only the 32
-        rows that are nearest in 64 principal components, sought in the nearest of about sqrt(M) clusters. It may
-        find the second nearest instead; benchmarks/README.md says how often, and by how much.
+    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about 3
+        times the fourth root of M rows, those that are nearest in 64 principal components, sought in the nearest of
+        about sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by
+        how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
 
     Raises SettingsError for an unknown search or storage.
@@ -125,7 +126,7 @@ def _fast_index(rows: torch.Tensor, flat: faiss.Index) -> faiss.IndexRefine:
     clusters = faiss.index_factory(components, f"IVF{count},SQfp16")
     clusters.nprobe = round(PROBES * count**0.5)
     index = faiss.IndexRefine(faiss.IndexPreTransform(turn, clusters), flat)
-    index.k_factor = CANDIDATES
+    index.k_factor = round(CANDIDATES * len(rows) ** 0.25)
     index.train(rows[:: max(1, len(rows) // (128 * count))].float().contiguous().numpy())
     return index
 
