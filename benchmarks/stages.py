@@ -12,6 +12,7 @@ import patchcore_kit as pk  # before torch
 
 # isort: split
 import tempfile
+from collections import deque
 from pathlib import Path
 
 import click
@@ -80,7 +81,7 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
 def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int) -> dict[str, float]:
     """Seconds of each stage of predict, and of the metrics after it."""
     times, maps = network_stages(detector, bare, samples, repeat)
-    times["embedding"] = seconds(repeat, lambda: [detector.embedding(batch) for batch in maps])
+    times["embedding"] = seconds(repeat, lambda: deque(detector.embedding.each(maps), maxlen=0))
     queries = [detector.embedding(batch) for batch in maps]
     patches = torch.rand(len(samples), *detector.grid_)
     down, across = (map_operator(n, m) for n, m in zip(detector.transform.size, detector.grid_, strict=True))

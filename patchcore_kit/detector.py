@@ -159,10 +159,10 @@ class PatchCore:
         mask_transform = Transform(self.resize, self.imagesize, mask_rule)
         down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
-        for features in self._feature_maps(samples, "score images"):
-            rows = self.embedding(features)
-            distances, nearest = self.bank_.search(rows, self.num_nn, images=len(features[0]))
-            patches = distances.mean(axis=1).reshape(len(features[0]), *self.grid_)
+        for rows in self.embedding.each(self._feature_maps(samples, "score images")):
+            images = len(rows) // math.prod(self.grid_)
+            distances, nearest = self.bank_.search(rows, self.num_nn, images=images)
+            patches = distances.mean(axis=1).reshape(images, *self.grid_)
             scores.append(self._image_scores(patches, rows, nearest[:, 0]))
             # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
             # afterwards, and slow the network down

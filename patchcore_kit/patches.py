@@ -59,10 +59,12 @@ class PatchEmbedding:
             raise SettingsError(f"patchsize {self.patchsize} leaves no patch on maps this small: use larger images")
         return maps[0].shape[-2] - lost, maps[0].shape[-1] - lost
 
-    def __call__(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[(B, C, h, w) of each layer] -> (B*H*W, D), image by image, row by row."""
+    def __call__(self, maps: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+        """[(B, C, h, w) of each layer] -> (B*H*W, D), image by image, row by row; written into `out` if given."""
         h, w = self.grid(maps)
-        cells = torch.empty(len(maps[0]), h, w, self.target_embed_dimension, device=maps[0].device)
+        if out is None:
+            out = torch.empty(len(maps[0]) * h * w, self.target_embed_dimension, device=maps[0].device)
+        cells = out.view(len(maps[0]), h, w, -1)
         done = 0
         for layer, x in zip(self.layers, maps, strict=True):
             y = layer.convolve(x)  # (B, stop - start, h_l, w_l)
@@ -73,7 +75,20 @@ class PatchEmbedding:
             cells[..., layer.start : done] += y[..., :shared]
             cells[..., done : layer.stop] = y[..., shared:]
             done = layer.stop
-        return cells.flatten(0, 2)
+        return out
+
+    def each(self, batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
+        """The rows of every batch in turn, all in the same memory, for new memory costs as much as the embedding.
+
+        So the rows of one batch are gone with the next. No batch may be larger than the first.
+        """
+        memory = None
+        for maps in batches:
+            if memory is None:
+                rows = memory = self(maps)
+            else:
+                rows = self(maps, out=memory[: len(maps[0]) * math.prod(self.grid(maps))])
+            yield rows
 
     def project(self, maps: Sequence[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
         """[(B, C, h, w) of each layer], (d, D) -> (B*H*W, d): `self(maps) @ weight.T`, projected before the resize."""
@@ -92,7 +107,7 @@ class PatchRows:
     """The patch rows of many images, held as the feature maps that they are computed from, which take less memory.
 
     Of ResNet-18 that is a fifth, of wide ResNet-50 three quarters. Iterating gives the rows batch by batch, (n, D)
-    each; a pass over all images costs a tenth of the network's time or less.
+    each, gone with the next; a pass over all images costs a tenth of the network's time or less.
 
     batches: feature maps of consecutive batches, equally many images in all but the last. storage: "float32" or
     "float16", in which maps are held and rows are given out.
@@ -110,8 +125,7 @@ class PatchRows:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for maps in self.batches:
-            yield self.embedding([x.float() for x in maps])
+        return self.embedding.each([x.float() for x in maps] for maps in self.batches)
 
     def project(self, weight: torch.Tensor) -> Iterator[torch.Tensor]:
         """(d, D) -> the rows' projections, batch by batch, (n, d) each."""
