@@ -229,17 +229,19 @@ class _Shells:
         distance = (self.norms + 2 * least).clamp_(min=0).sqrt_()
         reach = (self.radius + distance[self.rows]).amax(1) * (1 + 1e-4)  # a little more, for rounding
         near = torch.cdist(self.pivots, centres)[self.pivot] < reach[:, None]  # (shells, picks)
-        count, order = near.sum(1).sort(descending=True)
-        shell, pick = near[order].nonzero(as_tuple=True)
+        shell, pick = near.nonzero(as_tuple=True)
+        count = torch.bincount(shell, minlength=len(near))
         column = torch.arange(len(shell), device=shell.device) - (count.cumsum(0) - count)[shell]
-        widths = count.tolist()
-        table = shell.new_zeros(len(order), widths[0])  # the picks near each shell, filled up with any
+        widths, order = count.sort(descending=True)
+        widths = widths.tolist()
+        table = shell.new_zeros(len(near), widths[0])  # the picks near each shell, filled up with any
         table[shell, column] = pick
         start = 0
         while start < len(widths) and widths[start]:
             width = widths[start]
             stop = start + min(ROWS // SHELL, max(1, PRODUCTS // (SHELL * width)))
-            some, rows = table[start:stop, :width], self.rows[order[start:stop]]
+            shells = order[start:stop]
+            some, rows = table[shells, :width], self.rows[shells]
             ours = self._scratch("rows", (*rows.shape, centres.shape[1]))
             theirs = self._scratch("picks", (*some.shape, centres.shape[1]))
             torch.index_select(self.features, 0, rows.flatten(), out=ours.flatten(0, 1))
