@@ -19,6 +19,8 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 VARIANTS = {
     "flat, float32": {"search": "flat"},
     "fast, float32 (default)": {},
+    "the same, seed 1": {"seed": 1},  # for scale: how much chance does
+    "the same, seed 2": {"seed": 2},
     "fast, float16": {"storage": "float16"},
     "fast, bfloat16 network": {"precision": "bfloat16"},
 }

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from common import choose_category, peak_gigabytes, weights_file
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 from PIL import Image, ImageOps
 
 from patchcore_kit import coreset
@@ -83,6 +84,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axis.plot(rows["images"], rows[name], marker="o", label=f"{percentage:.0%}")
         axis.set(xscale="log", yscale="log", title=name, xlabel="training images")
         axis.set_xticks(table["images"].unique(), table["images"].unique().astype(str), minor=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(title="coreset")

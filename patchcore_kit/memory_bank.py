@@ -14,7 +14,7 @@ from patchcore_kit.errors import SettingsError
 
 SEARCHES = ("fast", "flat")
 STORAGES = ("float32", "float16")
-COMPONENTS = 64  # principal components of the rows, by which the fast search chooses candidates
+COMPONENTS = 96  # principal components of the rows, by which the fast search chooses candidates
 PROBES = 2.5  # times the square root of the number of clusters: how many of them it looks into
 CANDIDATES = 3.5  # times the fourth root of M: rows it compares in full, for each neighbour that is asked for
 FEW = 512  # rows up to which there is nothing to gain
@@ -36,8 +36,8 @@ class MemoryBank:
     rows: (M, D), as float32 or float16.
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
-    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about 3
-        times the fourth root of M rows, those that are nearest in 64 principal components, sought in the nearest of
+    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about 3.5
+        times the fourth root of M rows, those that are nearest in 96 principal components, sought in the nearest of
         about sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by
         how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.

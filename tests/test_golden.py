@@ -77,3 +77,20 @@ def test_reference_model(golden, mvtec, resnet18_file):
     for name in ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc"):
         assert ours[name] == pytest.approx(metrics[name], abs=1e-4), name
     assert ours["pixel_threshold"] == pytest.approx(metrics["pixel_optimal_threshold"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "resize"), [("mvtec", "bottle", 256), ("surface", "magnetic_tile", (224, 224))]
+)
+def test_the_fast_search_loses_no_accuracy(request, resnet18, data, name, resize):
+    category = pk.load_category(request.getfixturevalue(data), name)
+    detector = pk.PatchCore(resnet18, resize=resize, progress=False).fit(category.train)
+    fast = detector.predict(category.test)
+    detector.bank_ = pk.MemoryBank(detector.bank_.rows, search="flat")
+    flat = detector.predict(category.test)
+    assert np.allclose(fast.scores, flat.scores, rtol=1e-3)
+    ratios = fast.maps / flat.maps
+    assert ratios.min() > 0.999 and np.quantile(ratios, 0.999) < 1.005 and ratios.max() < 1.1
+    found, exact = pk.evaluate(fast), pk.evaluate(flat)
+    for metric in ("instance_auroc", "full_pixel_auroc", "full_pro"):
+        assert found[metric] == pytest.approx(exact[metric], abs=0.001)
