@@ -62,8 +62,9 @@ def network_stages(
 
 
 def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int) -> dict[str, float]:
-    """Seconds of each stage of fit; the coreset includes the projection of all rows; its
-    plain loop is an estimate from the first steps."""
+    """Seconds of each stage of fit; the coreset's include the projection, its plain loop's are estimated from the first
+    steps.
+    """
     times, maps = network_stages(detector, bare, samples, repeat)
     rows = PatchRows(detector.embedding, maps, detector.storage)
     choose = {"sampler": detector.sampler, "percentage": detector.percentage, "progress": False}

@@ -44,9 +44,13 @@ def test_equals_the_definition(shapes, pretrain, target, patchsize):
         patchsize=patchsize,
     )
     wanted = by_unfolding(maps, pretrain, target, patchsize)
-    assert torch.allclose(embedding(maps), wanted, atol=1e-5)
-    first, last = (rows.clone() for rows in embedding.each([maps, [x[:1] for x in maps]]))
-    assert torch.equal(first, embedding(maps)) and torch.allclose(last, wanted[: len(last)], atol=1e-5)
+    height, width = embedding.grid(maps)
+    out = torch.full((2 * height * width, target), torch.nan)  # whatever was there before does not matter
+    assert embedding(maps, out=out) is out
+    assert torch.allclose(out, wanted, atol=1e-5)
+    first, last = (rows.clone() for rows in embedding.each([maps, [x[1:] for x in maps]]))  # its last batch is smaller
+    assert torch.allclose(first, wanted, atol=1e-5)
+    assert torch.allclose(last, wanted[height * width :], atol=1e-5)
     assert torch.allclose(embedding([x.to(memory_format=torch.channels_last) for x in maps]), wanted, atol=1e-5)
     weight = torch.randn(16, target, generator=generator) / target**0.5
     assert torch.allclose(embedding.project(maps, weight), wanted @ weight.T, atol=1e-5)
