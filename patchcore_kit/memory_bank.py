@@ -11,15 +11,17 @@ import scipy.linalg
 import torch
 
 from patchcore_kit.errors import SettingsError
+from patchcore_kit.patches import products
 
 SEARCHES = ("fast", "flat")
 STORAGES = ("float32", "float16")
-COMPONENTS = 96  # principal components of the rows, by which the fast search chooses candidates
-PROBES = 2.5  # times the square root of the number of clusters: how many of them it looks into
-CANDIDATES = 3.5  # times the fourth root of M: rows it compares in full, for each neighbour that is asked for
+COMPONENTS = 128  # principal components of the rows, by which the fast search chooses candidates
+REACH = 0.7  # it looks into clusters farther away than the nearest one by up to so many of the clusters' radii
+CANDIDATES = 2  # times the fourth root of M: rows it compares in full, for each neighbour that is asked for
 FEW = 512  # rows up to which there is nothing to gain
 SAMPLE = 4096  # rows that the components are taken from
 ROWS = 2**14  # rows turned into float32 at a time
+QUERIES = 512  # compared at a time with candidates that are stored as float16
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
 
 
@@ -36,10 +38,9 @@ class MemoryBank:
     rows: (M, D), as float32 or float16.
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
-    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about 3.5
-        times the fourth root of M rows, those that are nearest in 96 principal components, sought in the nearest of
-        about sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by
-        how much.
+    search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about
+        twice the fourth root of M rows, those that are nearest in 128 principal components, sought in a few of about
+        sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
 
     Raises SettingsError for an unknown search or storage.
@@ -59,14 +60,22 @@ class MemoryBank:
         rows = torch.as_tensor(rows)
         self.images, self.cells = images, cells
         self.device = torch.device(device)
+        self._candidates = None
         if self.device.type != "cpu":
-            self._index = self._flat = _TorchIndex(rows.to(self.device, getattr(torch, storage)))
+            self._kept = rows.to(self.device, getattr(torch, storage))
+            self._flat = _TorchIndex(self._kept)
             return
         d, half = rows.shape[1], faiss.ScalarQuantizer.QT_fp16
         self._flat = faiss.IndexFlatL2(d) if storage == "float32" else faiss.IndexScalarQuantizer(d, half)
-        self._index = _fast_index(rows, self._flat) if search == "fast" and len(rows) > FEW else self._flat
+        if search == "fast" and len(rows) > FEW:
+            self._candidates = _Candidates(rows)
         for block in rows.split(ROWS):
-            self._index.add(block.float().contiguous().numpy())
+            block = block.float().contiguous()
+            self._flat.add(block.numpy())
+            if self._candidates:
+                self._candidates.add(block)
+        kept = faiss.rev_swig_ptr(self._flat.codes.data(), self._flat.codes.size())  # FAISS's memory, not a copy
+        self._kept = torch.from_numpy(kept.view(storage).reshape(rows.shape))
 
     @property
     def rows(self) -> np.ndarray:
@@ -75,7 +84,7 @@ class MemoryBank:
 
     def rows_at(self, indices: np.ndarray) -> np.ndarray:
         """(...,) indices -> (..., D) float32."""
-        return self._flat.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
+        return self._kept[torch.from_numpy(indices).to(self._kept.device)].float().cpu().numpy()
 
     def __len__(self) -> int:
         return self._flat.ntotal
@@ -95,11 +104,16 @@ class MemoryBank:
         """
         if not 1 <= k <= len(self):
             raise SettingsError(f"cannot search {k} neighbours in a bank of {len(self)} rows: ask for 1 to {len(self)}")
-        if self.device.type == "cpu":
-            queries = queries.cpu().numpy()
-        distances, indices = self._index.search(queries, k)
-        if self._index is self._flat:
-            return distances, indices
+        if self.device.type != "cpu":
+            return self._flat.search(queries, k)
+        queries = queries.cpu().contiguous()
+        if not self._candidates:
+            return self._flat.search(queries.numpy(), k)
+        indices = self._candidates(queries, k * round(CANDIDATES * len(self) ** 0.25))
+        queries = queries.numpy()
+        distances = self._distances(queries, indices)
+        nearest = distances.argsort(axis=1)[:, :k]
+        distances, indices = (np.take_along_axis(x, nearest, axis=1) for x in (distances, indices))
         again = np.flatnonzero(indices[:, -1] < 0)  # the clusters looked into held too few
         settled = np.zeros(len(queries), dtype=bool)
         first = np.arange(images) * (len(queries) // images)
@@ -112,25 +126,67 @@ class MemoryBank:
             if not len(again):
                 return distances, indices
 
+    def _distances(self, queries: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """(Q, D), (Q, n) indices of rows -> (Q, n) squared distances, infinite where an index is -1."""
+        whole = self._kept.dtype == torch.float32
+        distances = np.empty(indices.shape, dtype=np.float32)
+        size = len(queries) if whole else QUERIES
+        for start in range(0, len(queries), size):
+            x, y, out = (array[start : start + size] for array in (queries, indices, distances))
+            rows, places = self._kept.numpy(), y.clip(0)
+            if not whole:
+                used, places = np.unique(places, return_inverse=True)
+                rows = self.rows_at(used)
+            each = np.arange(len(x)).repeat(y.shape[1])
+            pointers = [faiss.swig_ptr(array) for array in (x, each, rows, places, out)]
+            faiss.pairwise_indexed_L2sqr(x.shape[1], y.size, *pointers)
+        distances[indices < 0] = np.inf
+        return distances
 
-def _fast_index(rows: torch.Tensor, flat: faiss.Index) -> faiss.IndexRefine:
-    """An empty index, trained on the rows, whose answers are refined by `flat`."""
-    sample = rows[:: -(-len(rows) // SAMPLE)].float()
-    d, components = rows.shape[1], min(COMPONENTS, rows.shape[1])
-    mean = sample.mean(0)
-    spread = ((sample - mean).T @ (sample - mean)).numpy()
-    axes = torch.from_numpy(scipy.linalg.eigh(spread, subset_by_index=(d - components, d - 1))[1].T)
-    turn = faiss.LinearTransform(d, components, True)
-    faiss.copy_array_to_vector(axes.flatten().numpy(), turn.A)
-    faiss.copy_array_to_vector((-axes @ mean).numpy(), turn.b)
-    turn.is_trained = True
-    count = min(round(len(rows) ** 0.5), len(rows) // 39)  # FAISS wants 39 rows for each
-    clusters = faiss.index_factory(components, f"IVF{count},SQfp16")
-    clusters.nprobe = round(PROBES * count**0.5)
-    index = faiss.IndexRefine(faiss.IndexPreTransform(turn, clusters), flat)
-    index.k_factor = round(CANDIDATES * len(rows) ** 0.25)
-    index.train(rows[:: max(1, len(rows) // (128 * count))].float().contiguous().numpy())
-    return index
+
+class _Candidates:
+    """Which rows may be the nearest to a query, by their principal components, in clusters."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        """Finds components and clusters; the rows (M, D) are still to be added."""
+        sample = rows[:: -(-len(rows) // SAMPLE)].float()
+        d, components = rows.shape[1], min(COMPONENTS, rows.shape[1])
+        mean = sample.mean(0)
+        spread = ((sample - mean).T @ (sample - mean)).numpy()
+        self.axes = torch.from_numpy(scipy.linalg.eigh(spread, subset_by_index=(d - components, d - 1))[1].T.copy())
+        self.origin = -self.axes @ mean
+        clusters = min(round(len(rows) ** 0.5), len(rows) // 39)  # FAISS wants 39 rows for each
+        self.index = faiss.index_factory(components, f"IVF{clusters},SQfp16")
+        self.index.parallel_mode = 3  # by queries; 0 does so only in `search`
+        self.index.nprobe = clusters
+        sample = self.turn(rows[:: max(1, len(rows) // (128 * clusters))].float())
+        self.index.train(sample.numpy())
+        self.centres = torch.from_numpy(self.index.quantizer.reconstruct_n(0, clusters))
+        radius = self.to_centres(sample).amin(1).square().mean().sqrt()
+        self.reach = REACH * radius
+
+    def turn(self, rows: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N, d) principal components."""
+        return products(rows, self.axes, self.origin).contiguous()
+
+    def to_centres(self, turned: torch.Tensor) -> torch.Tensor:
+        """(N, d) -> (N, clusters) distances."""
+        squares = products(turned, -2 * self.centres, self.centres.square().sum(1))
+        return squares.add_(turned.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
+
+    def add(self, rows: torch.Tensor) -> None:
+        """(N, D) more rows to choose from."""
+        self.index.add(self.turn(rows).numpy())
+
+    def __call__(self, queries: torch.Tensor, n: int) -> np.ndarray:
+        """(Q, D) -> (Q, n) indices of rows, -1 where there are fewer in the clusters near enough."""
+        turned = self.turn(queries)
+        distances = self.to_centres(turned)
+        least, nearest = distances.min(1, keepdim=True)
+        probes = torch.where(distances <= least + self.reach, torch.arange(len(self.centres)), -1)
+        probes.scatter_(1, nearest, probes[:, :1].clone())  # the nearest one first: fewer rows come and go
+        probes[:, :1] = nearest
+        return self.index.search_preassigned(turned.numpy(), n, probes.numpy(), None)[1]
 
 
 class _TorchIndex:
@@ -154,7 +210,3 @@ class _TorchIndex:
             found.append(((least + part.square().sum(1, keepdim=True)).clamp_(min=0), indices))
         distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return distances, indices
-
-    def reconstruct_batch(self, indices: np.ndarray) -> np.ndarray:
-        """(N,) indices -> (N, D) float32."""
-        return self.rows[torch.from_numpy(indices).to(self.rows.device)].float().cpu().numpy()
