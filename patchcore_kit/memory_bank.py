@@ -153,7 +153,7 @@ class _Candidates:
     """Which rows may be the nearest to a query: those with the nearest principal components, in the nearest clusters.
 
     How many clusters is up to the query: those whose centre is farther away than the nearest centre by at most 0.7
-    times the clusters' radius, the root mean square of their rows' distances to the centre. That is 5 of 128 on
+    times the clusters' radius, the root mean square of their rows' distances to the centre. That is 6 of 128 on
     MVTec's bottle, for most of its patches lie well inside a cluster, and half of them on magnetic tiles, whose lie
     between many.
     """
