@@ -104,7 +104,7 @@ def lab(tmp_path):
             process.wait()
 
 
-def test_make_lab(lab, tmp_path):
+def test_make_lab(lab):
     port = free_port()
     process, output = lab(JUPYTER_PORT=str(port), JUPYTER_TOKEN=" ")
     (link,) = links(output)
@@ -121,7 +121,6 @@ def test_make_lab(lab, tmp_path):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
     assert process.returncode is not None
-    assert "Shut down this Jupyter server" not in (tmp_path / "lab0.log").read_text()  # no question
 
 
 # --- with an engine ----------------------------------------------------------------------------------------------
