@@ -86,7 +86,7 @@ class MemoryBank:
 
     def _stored(self) -> torch.Tensor:
         """(M, D) as they are stored: the index's own memory."""
-        if isinstance(self._flat, _TorchIndex):
+        if self.device.type != "cpu":
             return self._flat.rows
         codes = faiss.rev_swig_ptr(self._flat.codes.data(), self._flat.codes.size())
         storage = np.float32 if isinstance(self._flat, faiss.IndexFlatL2) else np.float16
