@@ -18,8 +18,8 @@ import pandas as pd
 from common import choose_category, enlarge, weights_file
 
 import patchcore_kit as pk
-from patchcore_kit.datasets import Transform
 from patchcore_kit.metrics import image_metrics, pixel_metrics
+from patchcore_kit.transforms import Transform
 
 PEER = Path(__file__).resolve().with_name("one_peer.py")
 PATH = click.Path(path_type=Path, exists=True)

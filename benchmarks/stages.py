@@ -23,10 +23,10 @@ from common import choose_category, enlarge, seconds, weights_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from patchcore_kit import coreset
-from patchcore_kit.datasets import normalise, read_batches
 from patchcore_kit.detector import map_operator
 from patchcore_kit.metrics import pixel_metrics
 from patchcore_kit.patches import PatchRows
+from patchcore_kit.transforms import normalise, read_batches
 from patchcore_kit.weights import resolve
 
 PLAIN_STEPS = 150  # of the plain loop, whose steps all cost the same; the whole of it would take minutes

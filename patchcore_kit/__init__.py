@@ -4,8 +4,8 @@
     detector = pk.PatchCore(pk.load_backbone("wideresnet50")).fit(category.train)
     pk.evaluate(detector.predict(category.test))
 
-Read `datasets`, `backbones`, `patches`, `coreset`, `memory_bank`, `detector` in this order, and you have read the
-method.
+Read `datasets`, `transforms`, `backbones`, `patches`, `coreset`, `memory_bank`, `detector` in this order, and you
+have read the method.
 """
 
 import os
@@ -16,16 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.coreset import greedy_coreset
-from patchcore_kit.datasets import (
-    Category,
-    Sample,
-    Transform,
-    find_data,
-    list_categories,
-    load_category,
-    load_folder,
-    load_images,
-)
+from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
 from patchcore_kit.experiments import COSTS, published_results, read_results
@@ -37,6 +28,7 @@ from patchcore_kit.plots import save_segmentation_images
 from patchcore_kit.predictions import METRICS, Predictions, evaluate
 from patchcore_kit.reference_format import find_models
 from patchcore_kit.sample_data import draw_sample_data
+from patchcore_kit.transforms import Transform, load_images
 
 __all__ = [
     "COSTS",

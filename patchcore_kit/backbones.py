@@ -18,6 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from patchcore_kit.errors import SettingsError, WeightsError, whole_number
+from patchcore_kit.files import user_path
 from patchcore_kit.starter import Starter
 from patchcore_kit.weights import Source, download, find, read, resolve
 
@@ -310,7 +311,7 @@ def load_backbone(
     if weights == "random":
         path, origin = None, "random"
     elif weights is not None:
-        path, origin = Path(weights), Path(weights).name
+        path, origin = user_path(weights), Path(weights).name
     else:
         path, origin = find(source) or download(source, deadline)
     tensors = None if path is None else read(path)

@@ -16,8 +16,8 @@ import faiss
 
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
-from patchcore_kit.datasets import MASK_RULES, Category, list_categories, load_category
-from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector
+from patchcore_kit.datasets import Category, list_categories, load_category
+from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
     Detector,
@@ -28,9 +28,11 @@ from patchcore_kit.experiments import (
     run_folder,
     train,
 )
+from patchcore_kit.files import user_path
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
 from patchcore_kit.reference_format import prefixes, read_settings
+from patchcore_kit.transforms import MASK_RULES
 
 SHOWN = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "fit_seconds", "predict_seconds")
 
@@ -51,6 +53,14 @@ class Size(click.ParamType):
         if len(sides) not in (1, 2):
             self.fail(f"{value!r} is no size: give pixels (256), or height x width (150x750)", param, ctx)
         return sides[0] if len(sides) == 1 else sides
+
+
+class UserPath(click.Path):
+    """A path, ~ for the home folder, which no shell replaces in arguments that Python builds."""
+
+    def convert(self, value, param, ctx):
+        """Text -> Path."""
+        return user_path(super().convert(value, param, ctx))
 
 
 def _only(supported: object, reason: str) -> Callable:
@@ -93,7 +103,7 @@ def _sentence(command: Callable) -> Callable:
 def _shared_options(command: Callable) -> Callable:
     """The options that both commands have."""
     options = (
-        click.argument("results_path", type=click.Path(path_type=Path)),
+        click.argument("results_path", type=UserPath()),
         click.option("--gpu", type=int, multiple=True, help="Number of the GPU to use. None named: none used."),
         click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
                      help="For training; evaluation draws nothing."),
@@ -146,18 +156,23 @@ def _report(results: Results, outputs: Outputs) -> None:
     )
     click.echo(f"table: {results.folder / 'results.csv'}")
     kept = {"models": outputs.models, "predictions": outputs.predictions, "segmentation_images": outputs.images}
-    for name in (name for name, wanted in kept.items() if wanted):
+    for name in (name for name, wanted in kept.items() if wanted and (results.folder / name).is_dir()):
         click.echo(f"{name.replace('_', ' ')}: {results.folder / name}")
 
 
 @click.command("dataset")
 @click.argument("name", type=click.Choice(["mvtec"]))
-@click.argument("data_path", type=click.Path(path_type=Path))
+@click.argument("data_path", type=UserPath())
 @click.option("--subdatasets", "-d", multiple=True, help="A category, as often as needed. None named: all there are.")
 @click.option(
     "--resize", type=Size(), help="Shorter side, or height x width (no crop).  [default: 256, or the model's]"
 )
 @click.option("--imagesize", type=int, help="Side of the central crop.  [default: 224, or the model's]")
+@click.option(
+    "--bits",
+    type=click.IntRange(8, 32),
+    help="Of 16-bit images' values.  [default: by the largest of the training images, or the model's]",
+)
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--num_workers", type=click.IntRange(min=0), help="Threads that read images.  [default: one per core]")
 @click.option("--no_image_cache", is_flag=True, help="Do not keep resized images for the next run.")
@@ -170,7 +185,8 @@ def _report(results: Results, outputs: Outputs) -> None:
 )
 @click.option("--augment", help=INERT, is_flag=True, callback=_only(False, "it has no effect in the reference either"))
 def dataset(
-    name, data_path, subdatasets, resize, imagesize, batch_size, num_workers, no_image_cache, train_val_split, augment
+    name, data_path, subdatasets, resize, imagesize, bits, batch_size, num_workers, no_image_cache, train_val_split,
+    augment,
 ):  # fmt: skip
     """Which images, and at what size."""
     if isinstance(resize, tuple) and imagesize is not None:
@@ -183,6 +199,7 @@ def dataset(
         "names": subdatasets,
         "resize": resize,
         "imagesize": imagesize,
+        "bits": bits,
         "batch_size": batch_size,
         "workers": num_workers if num_workers is None else max(1, num_workers),  # 0: the reference's word for none
         "cache": None if no_image_cache else ImageCache(),
@@ -313,6 +330,7 @@ def _train(
         "num_nn": network["anomaly_scorer_num_nn"],
         "search": network["search"],
         "storage": network["storage"],
+        "bits": data["bits"],
         **choice,
     }
     members = [
@@ -389,7 +407,7 @@ def load_and_evaluate_patchcore(**options):
     "-p",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="A model folder: one for each category, in their order, or one for all.",
 )
 @click.option("--weights", multiple=True, help="A weights file or 'random'; one for all, or one for each member.")
@@ -428,17 +446,19 @@ def _evaluate(
     def open_model(path: Path) -> Detector:
         weights = loader["weights"]
         weights = weights[0] if len(weights) == 1 else weights or None
-        detector = load_detector(path, weights, data["resize"], device=device)
+        detector = load_detector(path, weights, data["resize"], bits=data["bits"], device=device)
         for member in detector.members:
             member.batch_size, member.workers, member.cache = data["batch_size"], data["workers"], data["cache"]
         return detector
 
     for path in loader["patch_core_paths"]:  # before any work is done
         _check_size(path, data["resize"], data["imagesize"])
+        load_transform(path, data["resize"], bits=data["bits"])
     settings = {
         "models": [str(path) for path in loader["patch_core_paths"]],
         "data": data["data_path"].resolve().name,
         "resize": data["resize"],
+        "bits": data["bits"],
         "weights": loader["weights"],
         "mask_rule": mask_rule,
     }

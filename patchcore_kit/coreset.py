@@ -37,7 +37,7 @@ def check(sampler: str, percentage: float, projection: int | None) -> None:
 
 
 def select(
-    features: torch.Tensor | PatchRows,
+    features: torch.Tensor | np.ndarray | PatchRows,
     sampler: str = "approx_greedy_coreset",
     percentage: float = 0.1,
     *,
@@ -61,7 +61,7 @@ def select(
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
     if sampler == "random":
         return np.random.default_rng(seed).choice(n, k, replace=False)
-    features = project(features, projection, seed)
+    features = project(torch.as_tensor(features) if isinstance(features, np.ndarray) else features, projection, seed)
     if sampler == "greedy_coreset":
         return _k_center(features, k, _matrix_row_norms(features), progress)
     return greedy_coreset(features, k, seed=seed, progress=progress)

@@ -1,4 +1,4 @@
-"""Folders -> a Category of Samples -> images (B, 3, H, W) and masks (B, H, W).
+"""Folders -> a Category of Samples, or images of any kind -> Samples; what cannot be right is refused, with the reason.
 
 The layout is MVTec AD's, and every folder like it:
 
@@ -6,35 +6,42 @@ The layout is MVTec AD's, and every folder like it:
     ROOT/CATEGORY/test/good/000.png
     ROOT/CATEGORY/test/<defect>/000.png           may be missing: then there is nothing to evaluate
     ROOT/CATEGORY/ground_truth/<defect>/000_mask.png   may be missing: then there are image metrics only
+
+or ground_truth/<defect>/000/, a folder of masks for each image, as MVTec LOCO has them.
 """
 
 import difflib
-import io
 import os
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
+from PIL import Image
 
-from patchcore_kit.errors import DataError, SettingsError, whole_number
-from patchcore_kit.files import work_folder
+from patchcore_kit.errors import DataError, SettingsError
+from patchcore_kit.files import user_path, work_folder
+from patchcore_kit.images import IMAGE_SUFFIXES, Frame, check_frame, is_frame, read_header, read_rgb
+from patchcore_kit.masks import mask_files, read_mask
+from patchcore_kit.notes import Notes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MASK_RULES = ("inside", "nearest")
+__all__ = ["read_mask", "read_rgb"]  # callers find them here
+
+UNREAD_SUFFIXES = (
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jxr", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".psd",
+    ".svg", ".exr", ".hdr", ".pcx", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".raw", ".dcm",
+    ".npy",
+)  # fmt: skip
+LITTER = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+GOOD = ("good", "ok", "okay", "normal", "pass", "passed", "nominal", "io")  # what people call it, letters only
+MASKS = ("mask", "masks", "gt", "groundtruth", "groundtruths", "label", "labels", "annotation", "annotations",
+         "segmentation", "segmentations")  # fmt: skip
+MASK_ENDING = re.compile(r"[ _.-](mask|masks|gt|ground[ _-]?truth|label|labels|seg|segmentation)$")
 
 
 def find_data() -> Path | None:
@@ -46,23 +53,38 @@ def find_data() -> Path | None:
     work = work_folder()
     places = [work / "data" / "mvtec_anomaly_detection", work / "mvtec_anomaly_detection"]
     if os.environ.get("MVTEC_ROOT"):
-        places.insert(0, Path(os.environ["MVTEC_ROOT"]))
+        places.insert(0, user_path(os.environ["MVTEC_ROOT"]))
     return next((place for place in places if place.is_dir() and list_categories(place)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: its name within the category, its file, its mask's file and what it shows."""
+    """One image: its name within the category, its file, its mask's file and what it shows.
+
+    mask_path: a file, or a folder of files that make up the mask. frame: the image itself, where it lies in no file;
+    then `path` is None.
+    """
 
     name: str
-    path: Path
+    path: Path | None
     mask_path: Path | None = None
     defect: str | None = "good"
+    frame: Frame | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> int:
         """1 = defective, 0 = good, -1 = unknown (`defect` is None)."""
         return -1 if self.defect is None else int(self.defect != "good")
+
+    @property
+    def source(self) -> Path | Frame:
+        """Where the image is read from."""
+        return self.path if self.frame is None else self.frame
+
+    @property
+    def where(self) -> str:
+        """What to call the image in messages: its file, or its name."""
+        return str(self.path if self.frame is None else self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,160 +110,341 @@ class Category:
 
 
 def list_categories(root: Path | str) -> list[str]:
-    """Names of the categories in a data folder: every sub-folder that has `train` or `test`.
+    """Names of the categories in a data folder: every sub-folder that has `train` or `test`, in any case.
 
     Raises DataError if there is no such folder.
     """
-    root = Path(root)
+    root = user_path(root)
     with _listing(root):
         if not root.is_dir():
             raise DataError(f"no data folder {root}: copy the data set there, or name the folder that holds it")
-        folders = (p for p in root.iterdir() if not p.name.startswith("."))
-        return sorted(p.name for p in folders if (p / "train").is_dir() or (p / "test").is_dir())
+        return [folder.name for folder in _folders(root) if _is_category(folder)]
+
+
+def _is_category(folder: Path) -> bool:
+    return any(_key(below.name) in ("train", "test") and below.is_dir() for below in folder.iterdir())
 
 
 def load_category(root: Path | str, name: str) -> Category:
     """List the images of ROOT/NAME, pair masks with them by name and check that their sizes agree.
 
-    Raises DataError for a missing or empty folder, an image whose header cannot be read, a mask without an image,
-    and a mask of another size than its image.
+    Names are compared in any case and in one form of Unicode. A mask is named as its image, or with `_mask`, `_gt`,
+    `_label` or `_seg` behind; or it is a folder of that name.
+
+    Raises DataError for a missing or empty folder, images where none are read, masks among the images or where none
+    are read, good images under another name than `good`, broken links, an image whose header cannot be read, a mask
+    without an image, and a mask of another size than its image.
     """
+    root = user_path(root)
     names = list_categories(root)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"categories found: {', '.join(names) or 'none'}"
+        if close:
+            hint = f"did you mean {close[0]!r}?"
+        elif _is_category(root):
+            hint = f"it is a category itself, give {str(root.absolute().parent)!r} and {root.absolute().name!r}"
+        else:
+            hint = f"categories found: {', '.join(names) or 'none'}"
         raise DataError(f"no category {name!r} in {root}: {hint}")
-    path = Path(root) / name
+    path = root / name
+    notes = Notes()
     with _listing(path):
-        category = Category(name, path, _split(path, "train"), _split(path, "test"))
+        category = Category(name, path, _train(path, notes), _test(path, notes))
+        _check_other_folders(category, notes)
     if not category.train and not category.test:
         raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {_kinds()}")
     for sample in category.test:
         _check_sizes(sample)
+    notes.tell()
     return category
 
 
 def load_folder(folder: Path | str) -> list[Sample]:
     """The images of one folder, of unknown label: to predict on photographs that nobody has sorted.
 
-    Raises DataError if the folder is missing or has no images.
+    Raises DataError if the folder is missing or has no images, for broken links, and for masks among the images.
     """
-    folder = Path(folder)
+    folder, notes = user_path(folder), Notes()
     with _listing(folder):
         if not folder.is_dir():
             raise DataError(f"no folder {folder}: name the one that holds the images")
-        images = _images(folder)
+        images, folders = _scan_images(folder, notes)
+        inside = [below for below in folders if _first_image(below)]
         if not images:
-            inside = [p.name for p in folder.iterdir() if p.is_dir() and _images(p)]
-            raise DataError(
-                f"no images in {folder}: " + (f"name one of its folders, as {inside[0]}" if inside else _kinds())
-            )
+            hint = f"name one of its folders, as {inside[0].name}" if inside else _kinds()
+            raise DataError(f"no images in {folder}: {hint}")
+        for below in inside:
+            notes.add(below, "a folder of images within the one that is read, which is left out")
+    notes.tell()
     return as_samples(images)
 
 
-def as_samples(images: Path | str | Sequence[Sample | Path | str]) -> list[Sample]:
-    """Samples as they are; image files, or all those of a folder, as samples of unknown label.
+def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame]) -> list[Sample]:
+    """Samples as they are; image files, all those of a folder, or frames in memory as samples of unknown label.
 
-    Raises DataError for a folder without images, SettingsError for anything else.
+    Files are named by their path below the folder that they have in common, frames by their number. A frame is an
+    array (H, W) or (H, W, 3) of uint8 or uint16, in RGB order, or a PIL image; so an array (N, H, W, 3) is N frames.
+    Whatever is iterable is read to its end.
+
+    Raises DataError for a folder without images and arrays of other kinds, SettingsError for anything else.
     """
     if isinstance(images, str | Path):
-        return load_folder(images) if Path(images).is_dir() else as_samples([images])
-    if not isinstance(images, Sequence) or not all(isinstance(image, Sample | Path | str) for image in images):
+        path = user_path(images)
+        return load_folder(path) if path.is_dir() else as_samples([path])
+    if isinstance(images, Sample) or is_frame(images):
+        images = [images]
+    things = [_on_disk(image) for image in images] if _is_listed(images) else [None]
+    if not all(isinstance(thing, Sample | Path | np.ndarray | Image.Image) for thing in things):
         raise SettingsError(
-            f"{images!r:.60} are no images: give samples (category.train), image files, or a folder of them"
+            f"{images!r:.60} are no images: give samples (category.train), image files, a folder of them, or frames"
         )
-    return [
-        image if isinstance(image, Sample) else Sample(Path(image).name, Path(image), defect=None) for image in images
-    ]
+    names = _names([thing for thing in things if isinstance(thing, Path)])
+    samples = []
+    for number, thing in enumerate(things):
+        if isinstance(thing, Path):
+            thing = Sample(names[thing], thing, defect=None)
+        elif not isinstance(thing, Sample):
+            name = f"frame {number}"
+            thing = Sample(name, None, defect=None, frame=check_frame(thing, name))
+        samples.append(thing)
+    return samples
+
+
+def _is_listed(images: object) -> bool:
+    return isinstance(images, Iterable) and not isinstance(images, Mapping)
+
+
+def _on_disk(image: object) -> object:
+    """A path for a text, and for a PIL image that is only opened yet: files are best read in one way."""
+    if isinstance(image, Image.Image) and getattr(image, "tile", None) and image.filename and image.tell() == 0:
+        return Path(image.filename)
+    return user_path(image) if isinstance(image, str | Path) else image
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """Each path below the folder that all have in common; whole paths where there is none."""
+    parents = {path.absolute().parent for path in paths}
+    try:
+        common = Path(os.path.commonpath(parents)) if parents else Path()
+    except ValueError:  # on several drives
+        return {path: path.absolute().as_posix() for path in paths}
+    return {path: path.absolute().relative_to(common).as_posix() for path in paths}
 
 
 def _kinds() -> str:
     return f"put images there ({', '.join(IMAGE_SUFFIXES)})"
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+def _key(name: str) -> str:
+    """A name as it is compared: in lower case and one form of Unicode, which file systems do not agree on."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
-def _split(category: Path, split: str) -> list[Sample]:
-    """Samples of one split, by defect and name; images outside any sub-folder are good in train, unknown in test.
+def _letters(name: str) -> str:
+    return "".join(character for character in _key(name) if character.isalnum())
 
-    Raises DataError for defective images in train, which would be learnt as good ones.
+
+def _scan(folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
+    """Image files and folders in a folder, sorted, without hidden ones and what servers and systems leave there.
+
+    Image files that are not read are noted. Raises DataError for broken links.
     """
-    folder = category / split
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            suffix = name[name.rfind(".") :].lower()
+            if _is_litter(name):
+                continue
+            if entry.is_dir():
+                folders.append(name)
+            elif entry.is_symlink() and not Path(entry).exists():
+                raise DataError(f"{entry.path} is a link to nothing: mend it or remove it")
+            elif suffix in IMAGE_SUFFIXES:
+                images.append(name)
+            elif suffix in UNREAD_SUFFIXES:
+                notes.add(entry.path, f"left out: of images only {', '.join(IMAGE_SUFFIXES)} are read", "suffix")
+    return [folder / name for name in sorted(images)], [folder / name for name in sorted(folders)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return _scan(folder, Notes())[1]
+
+
+def _scan_images(folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
+    """`_scan`, for images to learn from or to score. Raises DataError also for masks among them."""
+    images, folders = _scan(folder, notes)
+    first: dict[str, Path] = {}
+    for image in images:
+        first.setdefault(_key(image.stem), image)
+    for key, image in first.items():
+        of = first.get(MASK_ENDING.sub("", key), image)
+        if of is not image:
+            raise DataError(
+                f"{image} is among the images, but looks like the mask of {of.name}: move masks to "
+                "ground_truth/<defect> of the category, or elsewhere"
+            )
+    if len(first) < len(images):
+        twice = next(image for image in images if first[_key(image.stem)] is not image)
+        other = first[_key(twice.stem)].name
+        notes.add(twice, f"has the name of {other}: if one of them is no image, remove it", "twice")
+    return images, folders
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _first_image(folder: Path) -> Path | None:
+    """An image at any depth of a folder, or None."""
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not _is_litter(name))
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not _is_litter(name):
+                return Path(place, name)
+    return None
+
+
+def _kind(folder: Path, notes: Notes) -> list[Path]:
+    """The images of one kind. Raises DataError for images in folders below, however deep, which would be left out."""
+    images, folders = _scan_images(folder, notes)
+    deep = next(filter(None, map(_first_image, folders)), None)
+    if deep:
+        raise DataError(f"{deep.parent} holds images too deep to be read: move them up to {folder}")
+    return images
+
+
+def _train(category: Path, notes: Notes) -> list[Sample]:
+    """Good images, in `train/good` or loose in `train`.
+
+    Raises DataError for images in another folder there, which may be defective and would be learnt as good ones.
+    """
+    folder = category / "train"
     if not folder.is_dir():
         return []
-    loose = "good" if split == "train" else None
-    samples = [Sample(f"{split}/{path.name}", path, None, loose) for path in _images(folder)]
-    kinds = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    for defect in kinds:
-        images = _images(folder / defect)
-        for below in sorted(p for p in (folder / defect).iterdir() if p.is_dir() and not p.name.startswith(".")):
-            if _images(below):
-                raise DataError(
-                    f"{below} holds images one level too deep to be read: move them up to {folder / defect}"
-                )
-        masks = _masks(category, defect, images) if split == "test" else {}
-        if split == "train" and defect != "good" and images:
+    images, kinds = _scan_images(folder, notes)
+    samples = [Sample(f"train/{path.name}", path) for path in images]
+    for kind in kinds:
+        images = _kind(kind, notes)
+        if images and kind.name != "good":
             raise DataError(
-                f"{folder / defect} holds images, but only good ones are learnt: move them to "
+                f"{kind} holds images, but only good ones are learnt: move them to "
                 f"{folder / 'good'}, or elsewhere if they are defective"
             )
-        samples += [Sample(f"{split}/{defect}/{p.name}", p, masks.get(p.stem), defect) for p in images]
-    if split == "test" and (category / "ground_truth").is_dir():
-        for masked in sorted(p for p in (category / "ground_truth").iterdir() if p.is_dir()):
-            if masked.name not in kinds and not masked.name.startswith(".") and _images(masked):
-                raise DataError(f"masks in {masked} have no images: add {folder / masked.name} or remove the masks")
+        samples += [Sample(f"train/good/{path.name}", path) for path in images]
     return samples
 
 
-def _masks(category: Path, defect: str, images: list[Path]) -> dict[str, Path]:
-    """Image stem -> mask file, for `<stem>_mask.png` and `<stem>.png`."""
-    folder = category / "ground_truth" / defect
-    stems = {image.stem for image in images}
-    masks = {}
-    for mask in _images(folder) if folder.is_dir() else []:
-        stem = mask.stem if mask.stem in stems else mask.stem.removesuffix("_mask")
-        if stem not in stems:
+def _test(category: Path, notes: Notes) -> list[Sample]:
+    """Images by defect and name, with their masks; those outside any sub-folder are of unknown label.
+
+    Raises DataError for a folder that seems to hold good images or masks and would count as a defect.
+    """
+    folder = category / "test"
+    if not folder.is_dir():
+        return []
+    images, kinds = _scan_images(folder, notes)
+    samples = [Sample(f"test/{path.name}", path, None, None) for path in images]
+    masks = _mask_folders(category, kinds)
+    for kind in kinds:
+        images = _kind(kind, notes)
+        if images and kind.name != "good" and _letters(kind.name) in GOOD:
             raise DataError(
-                f"mask {mask} has no image {stem} in {category / 'test' / defect}: add it or remove the mask"
+                f"{kind} would count as a defect, but seems to hold good images: rename it to {folder / 'good'}"
             )
-        masks[stem] = mask
+        if images and _letters(kind.name) in MASKS:
+            raise DataError(
+                f"{kind} would count as a defect, but seems to hold masks: move them to "
+                f"{category / 'ground_truth'}/<defect>, or elsewhere"
+            )
+        of = _masks(kind, images, masks[kind], notes) if kind in masks else {}
+        samples += [Sample(f"test/{kind.name}/{path.name}", path, of.get(path), kind.name) for path in images]
+    return samples
+
+
+def _mask_folders(category: Path, kinds: list[Path]) -> dict[Path, Path]:
+    """Folder of a kind of test image -> folder of its masks. Raises DataError for masks without images."""
+    by_key = {_key(kind.name): kind for kind in kinds}
+    folders = {}
+    for masked in _folders(category / "ground_truth") if (category / "ground_truth").is_dir() else []:
+        kind = by_key.get(_key(masked.name))
+        if kind:
+            folders[kind] = masked
+        elif _first_image(masked):
+            raise DataError(f"masks in {masked} have no images: add {category / 'test' / masked.name} or remove them")
+    return folders
+
+
+def _masks(kind: Path, images: list[Path], folder: Path, notes: Notes) -> dict[Path, Path]:
+    """Image -> its mask: a file, or a folder of files. Raises DataError where it is not certain which is whose."""
+    by_key = defaultdict(list)
+    for image in images:
+        by_key[_key(image.stem)].append(image)
+    files, folders = _scan(folder, notes)
+    masks: dict[Path, Path] = {}
+    for mask in files + [below for below in folders if _first_image(below)]:
+        name = mask.name if mask in folders else mask.stem
+        key = _key(name)
+        of = by_key.get(key) or by_key.get(MASK_ENDING.sub("", key), [])
+        if len(of) > 1:  # of names that differ in case only, the very same
+            of = [image for image in of if name.startswith(image.stem)] if len({i.stem for i in of}) > 1 else of
+        if not of:
+            raise DataError(
+                f"mask {mask} has no image {MASK_ENDING.sub('', key)} in {kind}: add it or remove the mask; a mask is "
+                "named as its image, or with _mask, _gt, _label or _seg behind"
+            )
+        if len(of) > 1:
+            raise DataError(f"mask {mask} could be of {of[0].name} or {of[1].name}: give those images different names")
+        if of[0] in masks:
+            raise DataError(f"{masks[of[0]]} and {mask} are both masks of {of[0]}: remove one of them")
+        masks[of[0]] = mask
     return masks
+
+
+def _check_other_folders(category: Category, notes: Notes) -> None:
+    """What lies beside train, test and ground_truth: refused where it is one of them misspelt, else noted."""
+    read = [category.path / name for name in ("train", "test", "ground_truth")]
+    unmasked = next((sample for sample in category.test if sample.label == 1 and not sample.mask_path), None)
+    layout = f"{category.path / 'ground_truth'}/<defect>/<image>_mask.png"
+    for folder in _folders(category.path):
+        same = next((place for place in read if _letters(place.name) == _letters(folder.name)), None)
+        if folder in read or (same and same.exists() and same.samefile(folder)) or not _first_image(folder):
+            continue
+        if same:
+            raise DataError(f"{folder} is not read: rename it to {same.name}")
+        if _letters(folder.name) in MASKS and unmasked:
+            raise DataError(f"the masks in {folder} are not read: move them to {layout}")
+        notes.add(folder, "left out: of a category, train, test and ground_truth are read")
+    if not unmasked:
+        return
+    loose = _scan(category.path / "ground_truth", notes)[0] if (category.path / "ground_truth").is_dir() else []
+    if loose:
+        raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
+    for folder in {unmasked.path.parent, category.path / "ground_truth" / unmasked.defect, category.path}:
+        for file in sorted(folder.glob("*.json")):
+            with file.open("rb") as content:
+                if re.search(rb'"(shapes|segmentation)"', content.read(100_000)):
+                    raise DataError(
+                        f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
+                    )
 
 
 def _check_sizes(sample: Sample) -> None:
     """Compare the headers of an image and its mask, so that a wrong pair is found before any work is done."""
     if sample.mask_path is None:
         return
-    sizes = []
-    for path in (sample.path, sample.mask_path):
-        with _opened(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap width and height
-            sizes.append(image.size[::-1] if turned else image.size)
-    if sizes[0] != sizes[1]:
-        (w, h), (mask_w, mask_h) = sizes
-        raise DataError(
-            f"mask {sample.mask_path} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
-            "export the mask at the image's size"
-        )
-
-
-@contextmanager
-def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image; whatever Pillow raises, then or while it decodes, becomes a DataError naming the file."""
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            yield image
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"no file {path}: check its name, or list its folder again if it was removed") from None
-    # Pillow's decoders raise all of these for files that are damaged, truncated, absurdly large or no images
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {path} ({error}): replace it or remove it") from None
+    w, h = read_header(sample.path).size
+    for file in mask_files(sample.mask_path):
+        mask_w, mask_h = read_header(file).size
+        if (mask_w, mask_h) != (w, h):
+            raise DataError(
+                f"mask {file} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
+                "export the mask at the image's size"
+            )
 
 
 @contextmanager
@@ -252,154 +455,3 @@ def _listing(folder: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or folder
         raise DataError(f"cannot read {place} ({error.strerror or error}): choose a folder that you may read") from None
-
-
-def read_rgb(path: Path, content: bytes | None = None) -> Image.Image:
-    """An image file of any kind -> RGB, upright. content: its bytes, if they have been read already.
-
-    Grey is repeated, alpha is dropped (as the reference does), a palette is looked up, an EXIF rotation applied.
-    16-bit grey is divided by 256, always: a stretch by image would hide differences of brightness.
-
-    Raises DataError for a file that is no image, is damaged or truncated, or holds floating-point pixels.
-    """
-    with _opened(path, content) as image:
-        if image.mode == "F":
-            raise DataError(f"{path} holds floating-point pixels, whose range is unknown: save it with 8 or 16 bits")
-        ImageOps.exif_transpose(image, in_place=True)  # a copy would cost a tenth of the decoding, and so below
-        image.load()
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def read_mask(path: Path) -> Image.Image:
-    """A mask file of any kind -> 8-bit grey, 255 = defect.
-
-    Foreground is any index but 0 of a palette, every value but 0 where none is above 127 (masks of 0 and 1), and
-    values from 128 on otherwise (masks of 0 and 255, and JPEG's blur around them). A mask of one colour whose shape is
-    in its alpha channel is read from there.
-
-    Raises DataError as `read_rgb`.
-    """
-    with _opened(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode in ("LA", "RGBA"):
-            *colours, alpha = image.split()
-            if alpha.getextrema() == (0, 255) and all(low == high for low, high in (c.getextrema() for c in colours)):
-                image = alpha
-        values = np.asarray(image if image.mode in ("P", "1", "I;16", "I") else image.convert("L"))
-        values = values >= 128 if values.max() >= 128 and image.mode != "P" else values > 0
-        return Image.fromarray(values.astype(np.uint8) * 255)
-
-
-@dataclass(frozen=True, slots=True)
-class Transform:
-    """How an image file becomes network input; the same for its mask.
-
-    resize: an int brings the shorter side to it (bilinear) and cuts the central `imagesize` x `imagesize` square,
-        as the reference does; a pair (H, W) resizes to exactly that, without a crop, and `imagesize` is not used.
-    mask_rule: "inside" is the reference's: masks are resized bilinearly and a pixel counts if it lies wholly inside;
-        published figures use it. "nearest" takes the nearest pixel of the mask file, so thin defects keep their area.
-
-    Raises SettingsError for sizes that cannot work and unknown rules.
-    """
-
-    resize: int | tuple[int, int] = 256
-    imagesize: int = 224
-    mask_rule: str = "inside"
-
-    def __post_init__(self):
-        if isinstance(self.resize, list | tuple):
-            if len(self.resize) != 2:
-                raise SettingsError(f"resize is {self.resize!r}: give a number of pixels or a pair (height, width)")
-            object.__setattr__(self, "resize", tuple(whole_number("resize", side, 1) for side in self.resize))
-        else:
-            object.__setattr__(self, "resize", whole_number("resize", self.resize, 1))
-            object.__setattr__(self, "imagesize", whole_number("imagesize", self.imagesize, 1))
-            if self.imagesize > self.resize:
-                raise SettingsError(
-                    f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
-                    "it must be at most resize"
-                )
-        if self.mask_rule not in MASK_RULES:
-            raise SettingsError(f"unknown mask rule {self.mask_rule!r}: there are {', '.join(MASK_RULES)}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of what comes out."""
-        return (self.imagesize, self.imagesize) if isinstance(self.resize, int) else self.resize
-
-    def _fit(self, image: Image.Image, mode: InterpolationMode) -> np.ndarray:
-        if isinstance(self.resize, int):
-            image = F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
-        else:
-            image = F.resize(image, self.resize, mode)
-        return np.array(image)
-
-    def image(self, sample: Sample, content: bytes | None = None) -> np.ndarray:
-        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
-        return self._fit(read_rgb(sample.path, content), InterpolationMode.BILINEAR)
-
-    def mask(self, sample: Sample) -> np.ndarray:
-        """Read a sample's mask: (H, W), bool, True = defect; all False without a file. Raises DataError."""
-        if sample.mask_path is None:
-            return np.zeros(self.size, dtype=bool)
-        nearest = self.mask_rule == "nearest"
-        mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
-        return self._fit(read_mask(sample.mask_path), mode) == 255
-
-    def sees_defect(self, sample: Sample) -> bool:
-        """Whether any part of a sample's mask, however thin, lies in what the network sees. Raises DataError."""
-        return sample.mask_path is not None and self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).any()
-
-
-DEFAULT_TRANSFORM = Transform()
-
-
-def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with ImageNet's mean and deviation, the network's input.
-
-    The memory keeps its order, channels last, which is also the faster one for convolutions.
-    """
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32)
-    return batch.div_(255).sub_(mean).div_(std)
-
-
-def load_images(
-    samples: Path | str | Sequence[Sample | Path | str], transform: Transform = DEFAULT_TRANSFORM
-) -> torch.Tensor:
-    """Samples, image files or a folder -> (B, 3, H, W), ready for a backbone or `embed`.
-
-    Raises DataError without images or for one that cannot be read.
-    """
-    images = [transform.image(sample) for sample in as_samples(samples)]
-    if not images:
-        raise DataError("no images to load: the list of samples is empty")
-    return normalise(np.stack(images))
-
-
-def read_batches(
-    samples: Sequence[Sample], read: Callable[[Sample], np.ndarray], batch_size: int, workers: int | None = None
-) -> Iterator[np.ndarray]:
-    """Apply `read` to every sample, in threads and two batches ahead, and stack: arrays (up to B, ...), in order.
-
-    Pillow decodes and resizes outside Python's lock, so threads are enough, and they start at once everywhere.
-    """
-    workers = workers or os.cpu_count()
-    with ThreadPoolExecutor(workers, initializer=_give_way) as pool:
-        waiting = iter(samples)
-        pending = deque(pool.submit(read, sample) for sample in islice(waiting, 2 * batch_size))
-        batch = []
-        while pending:
-            batch.append(pending.popleft().result())
-            pending.extend(pool.submit(read, sample) for sample in islice(waiting, 1))
-            if len(batch) == batch_size or not pending:
-                yield np.stack(batch)
-                batch = []
-
-
-def _give_way() -> None:
-    """Let this thread run where the network's threads do not: these wait for each other when one is interrupted."""
-    if sys.platform == "linux":  # where each thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

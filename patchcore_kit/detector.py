@@ -9,7 +9,8 @@ implementation's: squared distances, the highest patch of an image is its score.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +23,21 @@ from tqdm.auto import tqdm
 
 from patchcore_kit import coreset, memory_bank, reference_format
 from patchcore_kit.backbones import Backbone, load_backbone
-from patchcore_kit.datasets import Sample, Transform, as_samples, normalise, read_batches
-from patchcore_kit.errors import DataError, ModelError, SettingsError, whole_number
-from patchcore_kit.files import writing
+from patchcore_kit.datasets import Sample, as_samples
+from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, whole_number
+from patchcore_kit.files import user_path, writing
 from patchcore_kit.image_cache import ImageCache
+from patchcore_kit.images import Frame
 from patchcore_kit.memory_bank import MemoryBank
+from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
+from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
 
 LOGGER = logging.getLogger(__name__)
+
+Images = Path | str | Frame | Iterable[Sample | Path | str | Frame]
+"""Samples, image files, a folder of them, or frames in memory: whatever `datasets.as_samples` takes."""
 
 SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
 
@@ -39,6 +46,7 @@ class PatchCore:
     """A memory bank of what good patches look like, and how far others are from it.
 
     sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`.
+    bits: that images of more than 8 bits have; None: as many as the largest value of the training images needs.
     search, storage: see `MemoryBank`; with "float16" the feature maps of the training images are kept so, too.
     pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
     num_nn: neighbours whose squared distances are averaged to a patch's score.
@@ -48,7 +56,8 @@ class PatchCore:
     batch_size, workers: images at a time, and threads that read them (None: one per core).
     cache: where images are kept as the network takes them, or None.
 
-    After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`.
+    After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`, `category_` (the name of
+    the category that the images are of, "" where they are of none), and `transform` knows the bits of the images.
     Raises SettingsError for settings that cannot work.
     """
 
@@ -69,6 +78,7 @@ class PatchCore:
         reweight: int = 0,
         search: str = "fast",
         storage: str = "float32",
+        bits: int | None = None,
         batch_size: int = 8,
         workers: int | None = None,
         cache: ImageCache | None = None,
@@ -80,7 +90,7 @@ class PatchCore:
             raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
             raise SettingsError("reweight is 1, which makes all scores 0: give 0 for none or at least 2 neighbours")
-        self.transform = Transform(resize, imagesize)  # these two check their settings
+        self.transform = Transform(resize, imagesize, bits=bits)  # these two check their settings
         self.embedding = PatchEmbedding(
             backbone.channels,
             pretrain_embed_dimension=pretrain_embed_dimension,
@@ -102,6 +112,7 @@ class PatchCore:
         self.reweight = whole_number("reweight", reweight, 0)
         self.search = search
         self.storage = storage
+        self.bits = self.transform.bits
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.workers = None if workers is None else whole_number("workers", workers, 1)
         self.cache = cache
@@ -116,20 +127,27 @@ class PatchCore:
         """Itself alone: so that one PatchCore and an ensemble can be treated alike."""
         return (self,)
 
-    @torch.inference_mode()
-    def fit(self, samples: Path | str | Sequence[Sample | Path | str]) -> "PatchCore":
-        """Fill the memory bank from good images: samples, image files, or a folder of them.
+    def fit(self, images: Images) -> "PatchCore":
+        """Fill the memory bank from good images: samples, image files, a folder of them, or frames (`as_samples`).
 
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
         """
-        samples = as_samples(samples)
-        rows = PatchRows(self.embedding, self._feature_maps(samples, "embed training images"), self.storage)
+        return self._fit(as_samples(images), Notes())
+
+    @torch.inference_mode()
+    def _fit(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+        if not samples:
+            raise DataError("no images to embed: the list of samples is empty")
+        self.transform = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
+        notes.tell()
+        rows = PatchRows(self.embedding, self._feature_maps(samples, "embed training images", notes), self.storage)
         kept = coreset.select(
             rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
         )
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
         self.grid_, cells = rows.grid, math.prod(rows.grid)
         self.train_names_ = tuple(sample.name for sample in samples)
+        self.category_ = category_of(samples[0])
         rows = rows.at(kept)  # the maps' memory is free from here on
         self.bank_ = self._bank(rows, kept // cells, kept % cells)
         return self
@@ -137,32 +155,43 @@ class PatchCore:
     def _bank(self, rows: torch.Tensor | np.ndarray, images: np.ndarray | None, cells: np.ndarray | None) -> MemoryBank:
         return MemoryBank(rows, images, cells, self.backbone.device, search=self.search, storage=self.storage)
 
-    def _feature_maps(self, samples: Sequence[Sample], task: str) -> Iterator[list[torch.Tensor]]:
+    def _feature_maps(self, samples: Sequence[Sample], task: str, notes: Notes) -> Iterator[list[torch.Tensor]]:
         """The feature maps of all images, batch by batch, while threads read the next ones."""
-        if not samples:
-            raise DataError(f"no images to {task.split()[0]}: the list of samples is empty")
-        read = partial(self.cache.image, transform=self.transform) if self.cache else self.transform.image
+        if self.cache:
+            read = partial(self.cache.image, transform=self.transform, notes=notes)
+        else:
+            read = partial(self.transform.image, notes=notes)
         with tqdm(total=len(samples), desc=task, leave=False, disable=not self.progress) as bar:
             for images in read_batches(samples, read, self.batch_size, self.workers):
                 yield self.backbone(normalise(images, self.backbone.device))
                 bar.update(len(images))
+        notes.tell()
 
-    @torch.inference_mode()
-    def predict(self, samples: Path | str | Sequence[Sample | Path | str], *, mask_rule: str = "inside") -> Predictions:
-        """Score images (samples, files or a folder) and draw their anomaly maps. mask_rule: see `Transform`.
+    def predict(self, images: Images, *, mask_rule: str = "inside") -> Predictions:
+        """Score images (samples, files, a folder or frames) and draw their anomaly maps. mask_rule: see `Transform`.
 
         Raises ModelError before `fit`, DataError without images or for one that cannot be read.
         """
+        return self._predict(as_samples(images), mask_rule, Notes())
+
+    @torch.inference_mode()
+    def _predict(self, samples: Sequence[Sample], mask_rule: str, notes: Notes) -> Predictions:
         if not hasattr(self, "bank_"):
             raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
-        samples = as_samples(samples)
-        mask_transform = Transform(self.resize, self.imagesize, mask_rule)
+        if not samples:
+            raise DataError("no images to score: the list of samples is empty")
+        mask_transform = replace(self.transform, mask_rule=mask_rule)
+        look_over(samples, self.transform, notes, learn=False)
+        for sample in samples:
+            if self.category_ and category_of(sample) not in ("", self.category_):
+                notes.add(sample.where, f"is of another category than the model's, {self.category_}")
+        notes.tell()
         down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
-        for rows in self.embedding.each(self._feature_maps(samples, "score images")):
-            images = len(rows) // math.prod(self.grid_)
-            distances, nearest = self.bank_.search(rows, self.num_nn, images=images)
-            patches = distances.mean(axis=1).reshape(images, *self.grid_)
+        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes)):
+            count = len(rows) // math.prod(self.grid_)
+            distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
+            patches = distances.mean(axis=1).reshape(count, *self.grid_)
             scores.append(self._image_scores(patches, rows, nearest[:, 0]))
             # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
             # afterwards, and slow the network down
@@ -171,10 +200,11 @@ class PatchCore:
             scores=np.concatenate(scores),
             maps=np.concatenate(maps),
             labels=np.array([sample.label for sample in samples]),
-            masks=self._masks(samples, mask_transform),
+            masks=self._masks(samples, mask_transform, notes),
             names=tuple(sample.name for sample in samples),
             mask_rule=mask_rule,
             weights=self.backbone.weights,
+            unmasked=tuple(sample.name for sample in samples if sample.mask_path is None and sample.label != 0),
         )
 
     def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
@@ -197,12 +227,18 @@ class PatchCore:
         factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
         return (factor * highest).astype(np.float32)
 
-    def _masks(self, samples: Sequence[Sample], transform: Transform) -> np.ndarray | None:
-        without = sum(sample.mask_path is None and sample.label != 0 for sample in samples)
-        if without:
-            LOGGER.info("%d of %d images have no mask: there will be no pixel metrics", without, len(samples))
+    def _masks(self, samples: Sequence[Sample], transform: Transform, notes: Notes) -> np.ndarray | None:
+        if any(sample.label == 1 for sample in samples):  # else nobody expects masks
+            for sample in (sample for sample in samples if sample.mask_path is None and sample.label != 0):
+                notes.add(sample.where, "has no mask, so there will be no pixel metrics")
+        if any(sample.mask_path is None and sample.label != 0 for sample in samples):
+            notes.tell()
             return None
         masks = np.concatenate(list(read_batches(samples, transform.mask, self.batch_size, self.workers)))
+        for sample, share in zip(samples, masks.mean(axis=(1, 2)), strict=True):
+            if share > 0.5:
+                notes.add(sample.mask_path, "more than half of what is seen is defect: if it is not, invert the mask")
+        notes.tell()
         drawn = [i for i, sample in enumerate(samples) if sample.label == 1]
         unseen = [samples[i] for i in drawn if not masks[i].any()]
         outside = sum(not transform.sees_defect(sample) for sample in unseen)
@@ -251,6 +287,8 @@ class PatchCore:
             "weights_seed": self.backbone.seed,
             "weights_fingerprint": self.backbone.fingerprint,
             "training_images": self.train_names_,
+            "category": self.category_,
+            "bits": self.transform.bits,
         }
         return reference_format.SavedModel(params, self.bank_.rows, extras, self.bank_.images, self.bank_.cells)
 
@@ -261,6 +299,7 @@ class PatchCore:
         weights: str | Path | None = None,
         resize: int | tuple[int, int] | None = None,
         *,
+        bits: int | None = None,
         device: str = "cpu",
         prefix: str = "",
         progress: bool = True,
@@ -270,26 +309,30 @@ class PatchCore:
         weights: as for `load_backbone`; a model made with random weights gets the same again by itself.
         resize: for the reference's folders, which do not record it: by default 8/7 of the image size, the rule of
             its published models (256 for 224, 366 for 320).
+        bits: for folders that do not record how many bits images of more than 8 have.
         prefix: a member's, in the folder of an ensemble.
 
-        Raises ModelError if the folder is no model, was made with other weights or for another `resize`, and
-        WeightsError if the network's weights are not found.
+        Raises ModelError if the folder is no model, was made with other weights or for another `resize` or
+        `bits`, and WeightsError if the network's weights are not found.
         """
         if not prefix and reference_format.prefixes(folder) != [""]:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
-        transform = _transform(folder, params, extras, resize)
+        transform = _transform(folder, params, extras, resize, bits)
         if weights is None and extras.get("weights") == "random":
             weights = "random"
-        backbone = load_backbone(
-            params["backbone.name"],
-            tuple(params["layers_to_extract_from"]),
-            weights,
-            device,
-            extras.get("weights_seed", 0),
-            precision=extras.get("precision", "float32"),
-        )
+        try:
+            backbone = load_backbone(
+                params["backbone.name"],
+                tuple(params["layers_to_extract_from"]),
+                weights,
+                device,
+                extras.get("weights_seed", 0),
+                precision=extras.get("precision", "float32"),
+            )
+        except WeightsError as error:
+            raise WeightsError(f"the model in {folder} needs the weights it was made with: {error.needed}") from None
         if extras and backbone.fingerprint != extras["weights_fingerprint"]:
             raise ModelError(
                 f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
@@ -310,10 +353,13 @@ class PatchCore:
             reweight=extras.get("reweight", 0),
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
+            bits=transform.bits,
             progress=progress,
         )
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
         detector.train_names_ = tuple(extras.get("training_images", ()))
+        named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
+        detector.category_ = extras.get("category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else "")
         detector.bank_ = detector._bank(saved.rows, saved.images, saved.cells)
         return detector
 
@@ -322,24 +368,31 @@ class PatchCore:
         return self.embedding.grid(self.backbone(torch.zeros(1, 3, *self.transform.size, device=self.backbone.device)))
 
 
-def load_transform(folder: Path | str, resize: int | tuple[int, int] | None = None, *, prefix: str = "") -> Transform:
+def load_transform(
+    folder: Path | str, resize: int | tuple[int, int] | None = None, *, bits: int | None = None, prefix: str = ""
+) -> Transform:
     """How a saved model sees images, without opening the rest of it.
 
-    resize, prefix: as for `PatchCore.load`; without a prefix, an ensemble's first member.
-    Raises ModelError if the folder is no model, or was made for another `resize`.
+    resize, bits, prefix: as for `PatchCore.load`; without a prefix, an ensemble's first member.
+    Raises ModelError if the folder is no model, or was made for another `resize` or `bits`.
     """
     params, extras = reference_format.read_settings(folder, prefix or reference_format.prefixes(folder)[0])
-    return _transform(folder, params, extras, resize)
+    return _transform(folder, params, extras, resize, bits)
 
 
-def _transform(folder: Path | str, params: dict, extras: dict, resize: int | tuple[int, int] | None) -> Transform:
+def _transform(
+    folder: Path | str, params: dict, extras: dict, resize: int | tuple[int, int] | None, bits: int | None
+) -> Transform:
     size = tuple(params["input_shape"][1:])
     stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
     if stored and resize and resize != stored:
         raise ModelError(
             f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
         )
-    transform = Transform(stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size), size[1])
+    if bits not in (None, extras.get("bits") or bits):
+        raise ModelError(f"the model in {folder} was trained with {extras['bits']} bits, not {bits}: use the same")
+    resize = stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size)
+    transform = Transform(resize, size[1], bits=extras.get("bits") or bits)
     if transform.size != size:
         raise ModelError(
             f"the model in {folder} was trained on images of {size[0]}x{size[1]} pixels, resize={resize} "
@@ -371,24 +424,31 @@ class PatchCoreEnsemble:
                 "the members of an ensemble see images of different sizes: give all the same resize and imagesize"
             )
         self.members = tuple(members)
-        self.transform = self.members[0].transform
         self.scaling = scaling
 
-    def fit(self, samples: Path | str | Sequence[Sample | Path | str]) -> "PatchCoreEnsemble":
+    @property
+    def transform(self) -> Transform:
+        """How the members see images."""
+        return self.members[0].transform
+
+    def fit(self, images: Images) -> "PatchCoreEnsemble":
         """Fit every member. Raises as `PatchCore.fit`."""
+        samples = as_samples(images)
+        notes = Notes()
         for member in self.members:
-            member.fit(samples)
+            member._fit(samples, notes)
         return self
 
-    def predict(self, samples: Path | str | Sequence[Sample | Path | str], *, mask_rule: str = "inside") -> Predictions:
+    def predict(self, images: Images, *, mask_rule: str = "inside") -> Predictions:
         """Average the members' scores and maps, each on its scale. Raises as `PatchCore.predict`."""
-        scores, maps = 0, 0
+        samples, notes, scores, maps = as_samples(images), Notes(), 0, 0
         for member in self.members:
-            one = member.predict(samples, mask_rule=mask_rule)
+            one = member._predict(samples, mask_rule, notes)
             scores = scores + self._scaled(one.scores, member) / len(self.members)
             maps = maps + self._scaled(one.maps, member) / len(self.members)
-        weights = ", ".join(member.backbone.weights for member in self.members)
-        return Predictions(scores, maps, one.labels, one.masks, one.names, mask_rule, weights)
+        return replace(
+            one, scores=scores, maps=maps, weights=", ".join(member.backbone.weights for member in self.members)
+        )
 
     def _scaled(self, values: np.ndarray, member: PatchCore) -> np.ndarray:
         if self.scaling == "bank":
@@ -407,6 +467,7 @@ class PatchCoreEnsemble:
         weights: str | Path | Sequence[str | Path] | None = None,
         resize: int | tuple[int, int] | None = None,
         *,
+        bits: int | None = None,
         device: str = "cpu",
         scaling: str = "bank",
         progress: bool = True,
@@ -418,7 +479,7 @@ class PatchCoreEnsemble:
         if weights and len(weights) != len(prefixes):
             raise SettingsError(f"{len(weights)} weights for the {len(prefixes)} members in {folder}: one for each")
         members = [
-            PatchCore.load(folder, w, resize, device=device, prefix=prefix, progress=progress)
+            PatchCore.load(folder, w, resize, bits=bits, device=device, prefix=prefix, progress=progress)
             for prefix, w in zip(prefixes, weights or [None] * len(prefixes), strict=True)
         ]
         return cls(members, scaling=scaling)
@@ -429,22 +490,31 @@ def load_detector(
     weights: str | Path | Sequence[str | Path] | None = None,
     resize: int | tuple[int, int] | None = None,
     *,
+    bits: int | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> PatchCore | PatchCoreEnsemble:
     """Open a model folder, whether it holds one PatchCore or an ensemble. Raises as `PatchCore.load`."""
-    ensemble = PatchCoreEnsemble.load(folder, weights, resize, device=device, progress=progress)
+    ensemble = PatchCoreEnsemble.load(folder, weights, resize, bits=bits, device=device, progress=progress)
     return ensemble.members[0] if len(ensemble.members) == 1 else ensemble
 
 
 def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
+    folder = user_path(folder)
     # the reference stores a tuple for one backbone and a list for several
     saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
-    reference_format.check_replaceable(Path(folder))
-    with writing(Path(folder)) as temporary:
+    reference_format.check_replaceable(folder)
+    with writing(folder) as temporary:
         temporary.mkdir()
         for i, model in enumerate(saved):
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
+
+
+def category_of(sample: Sample) -> str:
+    """The name of the category that `load_category` has found a sample in, "" of any other sample."""
+    depth = len(Path(sample.name).parts)
+    listed = sample.path is not None and depth > 1 and sample.path.as_posix().endswith(f"/{sample.name}")
+    return sample.path.parents[depth - 1].name if listed and Path(sample.name).parts[0] in ("train", "test") else ""
 
 
 def map_operator(pixels: int, cells: int) -> torch.Tensor:

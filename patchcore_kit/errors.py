@@ -26,7 +26,14 @@ class DataError(KitError, ValueError):
 
 
 class WeightsError(KitError, RuntimeError):
-    """Network weights that were not found or cannot be used."""
+    """Network weights that were not found or cannot be used.
+
+    otherwise: what to choose instead, which ends the message; of no use where a saved model needs these weights.
+    """
+
+    def __init__(self, message: str, otherwise: str = ""):
+        super().__init__(message + otherwise)
+        self.needed = message
 
 
 class ModelError(KitError, RuntimeError):

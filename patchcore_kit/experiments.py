@@ -23,7 +23,7 @@ import pandas as pd
 from patchcore_kit.datasets import Category
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import writing
+from patchcore_kit.files import user_path, writing
 from patchcore_kit.plots import save_segmentation_images
 from patchcore_kit.predictions import METRICS, THRESHOLDS, evaluate
 
@@ -51,14 +51,15 @@ def run_folder(results: Path | str, project: str, group: str, *, resume: bool = 
     A new folder is claimed atomically, so runs that start together get one each; if the run then fails before it has
     written anything, the folder goes again. Raises ResultsError if it cannot be made or written.
     """
-    parent = Path(results).absolute() / project
+    results = user_path(results)
+    parent = results.absolute() / project
     check_writable(parent)
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
         folder = _claim(parent, group, resume)
         made.insert(0, folder)
         check_writable(folder)
-        yield Path(results) / project / folder.name
+        yield results / project / folder.name
     finally:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -158,7 +159,7 @@ def read_results(path: Path | str) -> pd.DataFrame:
     Raises ResultsError if it is missing or is something else.
     """
     try:
-        return pd.read_csv(path, index_col="Row Names")
+        return pd.read_csv(user_path(path), index_col="Row Names")
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path} ({error}): train first, it is written after every category") from None
 
@@ -262,6 +263,9 @@ def _evaluate(
     results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights})
     shown = ((key, metrics[key]) for key in METRICS[:4])
     numbers = ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None)
+    alarms = metrics["image_false_alarms"]
+    if alarms is not None:
+        numbers += f"; at the F1-optimal threshold {alarms:.0%} of the good images are called defective"
     LOGGER.info("%s: %s", name, numbers or metrics["undefined"])
 
 

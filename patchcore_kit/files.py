@@ -17,7 +17,12 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZip
 
 def work_folder() -> Path:
     """Where data, weights, models and results lie: `$PATCHCORE_WORK`, else the folder that holds `utils.py`."""
-    return Path(os.environ.get("PATCHCORE_WORK") or Path(__file__).resolve().parent.parent)
+    return user_path(os.environ.get("PATCHCORE_WORK") or Path(__file__).resolve().parent.parent)
+
+
+def user_path(path: Path | str) -> Path:
+    """A path as a person writes it, with ~ for the home folder, as a Path."""
+    return Path(path).expanduser()
 
 
 def is_lfs_pointer(path: Path) -> bool:

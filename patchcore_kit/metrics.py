@@ -57,6 +57,7 @@ class Curves:
         overlap: (N,) each pixel's share in the mean overlap, in the order of the values.
         """
         x, y = self.false_rate, np.cumsum(overlap, dtype=np.float64)[self.ends]
+        y /= y[-1]  # 1, but for the rounding of the shares
         inside = x <= PRO_LIMIT
         at_limit = np.interp(PRO_LIMIT, np.append(0, x), np.append(0, y))
         return _area(np.append(x[inside], PRO_LIMIT), np.append(y[inside], at_limit)) / PRO_LIMIT
@@ -68,7 +69,7 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """(N,) scores and (N,) labels, both 0 and 1 among them -> instance_auroc, _ap, _f1, image_threshold."""
+    """(N,) scores and (N,) labels, 0 and 1 among them -> instance_auroc, _ap, _f1, image_threshold, _false_alarms."""
     order = np.argsort(-scores, kind="stable")
     curves = Curves.of(scores[order], labels[order] == 1)
     threshold, f1 = curves.best_f1()
@@ -77,6 +78,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "instance_ap": curves.average_precision(),
         "instance_f1": f1,
         "image_threshold": threshold,
+        "image_false_alarms": float((scores[labels == 0] >= threshold).mean()),
     }
 
 

@@ -5,6 +5,7 @@ defective ones orange: a pair that colour-blind eyes tell apart. What a network 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,10 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from patchcore_kit.datasets import Sample, Transform
+from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, SettingsError
-from patchcore_kit.files import writing
+from patchcore_kit.files import user_path, writing
+from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import METRICS, Predictions
+from patchcore_kit.transforms import Transform
 
 COLOURS = "magma"  # even in lightness: readable in grey and by colour-blind eyes
 GOOD, DEFECTIVE, ACCENT, OTHER = "#0072b2", "#d55e00", "#cc79a7", "#999999"  # of Okabe and Ito's palette
@@ -48,18 +51,20 @@ def image_grid(samples: Sequence[Sample], transform: Transform, columns: int = 6
 
     Raises DataError without images.
     """
+    samples, notes = as_samples(samples), Notes()
     if not samples:
         raise DataError("no images to show: the list of samples is empty")
     rows = -(-len(samples) // columns)
     _, axes = _images(rows, columns, transform.size)
     for ax, sample in zip(axes.flat, samples, strict=False):
-        ax.imshow(transform.image(sample))
+        ax.imshow(transform.image(sample, notes=notes))
         mask = transform.mask(sample)
         if mask.any():
             ax.contour(mask, levels=[0.5], colors=DEFECTIVE, linewidths=1)
         ax.set_title(sample.defect or "unknown", fontsize="small", color=KINDS[sample.label])
     for ax in axes.flat[len(samples) :]:
         ax.set_visible(False)
+    notes.tell()
     return axes
 
 
@@ -275,13 +280,19 @@ def scores_by_defect(predictions: Predictions) -> Axes:
 
 
 def examples(
-    samples: Sequence[Sample], transform: Transform, predictions: Predictions, indices: Sequence[int]
+    samples: Sequence[Sample],
+    transform: Transform,
+    predictions: Predictions,
+    indices: Sequence[int],
+    *,
+    scale: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Original, anomaly map, binarised map and ground truth of the images with these indices -> axes (images, 4).
 
-    All maps share one scale, that of all these predictions. What is not known, threshold or masks, is left out.
+    All maps share one scale, as of `save_segmentation_images`. What is not known, threshold or masks, is left out.
     Raises SettingsError for samples or a transform that the predictions were not made with, and without indices.
     """
+    samples = as_samples(samples)
     if transform.size != predictions.maps.shape[1:] or tuple(s.name for s in samples) != predictions.names:
         raise SettingsError(
             f"{predictions} do not belong to {len(samples)} samples at {'x'.join(map(str, transform.size))}: give the "
@@ -290,9 +301,9 @@ def examples(
     if not len(indices):
         raise SettingsError("no examples to show: give the indices of some images")
     threshold = predictions.pixel_threshold
-    pictures = [panels(transform.image(samples[i]), predictions, i, threshold) for i in indices]
+    pictures = [panels(transform.image(samples[i], notes=Notes()), predictions, i, threshold) for i in indices]
     figure, axes = _images(len(indices), len(pictures[0]), transform.size)
-    scale = Normalize(predictions.maps.min(), predictions.maps.max())
+    scale = Normalize(*_scale(predictions, scale))
     for i, row, shown in zip(indices, axes, pictures, strict=True):
         for ax, (title, values) in zip(row, shown.items(), strict=True):
             ax.imshow(values, *((COLOURS, scale) if values.dtype.kind == "f" else ("gray", Normalize(0, 1))))
@@ -411,22 +422,42 @@ def save_segmentation_images(
     transform: Transform,
     predictions: Predictions,
     *,
+    scale: tuple[float, float] | None = None,
     progress: bool = True,
 ) -> None:
     """One PNG per image: original, anomaly map, binarised map, ground truth; the last two as far as known.
 
-    All maps share one scale, from the smallest to the largest value of these predictions. Files are named as the
-    reference names them, by the last four parts of the image's path; `.png` is added to those of other kinds.
+    samples: what was predicted, in the same order. scale: the values that are drawn darkest and brightest in all maps;
+    the smallest and the largest of these predictions if None, by which the strangest always glows, however good. Files
+    are named as the reference names them, by the last four parts of the image's path, with `.png` behind those of
+    other kinds, and a number behind a name that another picture has already.
 
     Raises ResultsError if they cannot be written.
     """
-    maps = predictions.maps
-    low, high = float(maps.min(initial=np.inf)), float(maps.max(initial=-np.inf))  # of no maps: never drawn
+    samples = as_samples(samples)
+    low, high = _scale(predictions, scale)
     threshold = predictions.pixel_threshold
+    names: set[str] = set()
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
-        shown = panels(transform.image(sample), predictions, i, threshold)
+        shown = panels(transform.image(sample, notes=Notes()), predictions, i, threshold)  # noted when it was scored
         caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
         picture = segmentation_image(shown, low, high, caption)
-        name = "_".join(sample.path.parts[-4:])
-        with writing(Path(folder) / (name if name.endswith(".png") else f"{name}.png")) as temporary:
+        parts = Path(sample.name).parts if sample.path is None else sample.path.parts
+        stem = "_".join(parts[-4:]).removesuffix(".png")
+        numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
+        name = next(name for name in numbered if name.casefold() not in names)
+        names.add(name.casefold())
+        with writing(user_path(folder) / f"{name}.png") as temporary:
             picture.save(temporary, "PNG", compress_level=3)
+
+
+def _scale(predictions: Predictions, scale: tuple[float, float] | None) -> tuple[float, float]:
+    """The values drawn darkest and brightest: those given, else the extremes of all maps."""
+    if scale is None:
+        return float(predictions.maps.min(initial=np.inf)), float(predictions.maps.max(initial=-np.inf))
+    low, high = scale
+    if not low < high:
+        raise SettingsError(
+            f"scale is {scale!r}: give the values that are drawn darkest and brightest, (0, 20) for one"
+        )
+    return float(low), float(high)

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from patchcore_kit.errors import ResultsError
-from patchcore_kit.files import UNREADABLE, writing
+from patchcore_kit.files import UNREADABLE, user_path, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
     "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1",
 )  # fmt: skip
-THRESHOLDS = ("image_threshold", "pixel_threshold")
+THRESHOLDS = ("image_threshold", "pixel_threshold", "image_false_alarms")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class Predictions:
     scores: (N,) float32, squared distances. maps: (N, H, W) float32, the same by pixel, smoothed.
     labels: (N,) 1 = defective, 0 = good, -1 = unknown. masks: (N, H, W) bool, or None where defects have no masks.
     names: the samples'. mask_rule: how mask edges were resized (see `Transform`). weights: the network's.
+    unmasked: names of images that may be defective and have no mask, which is why `masks` is None.
     """
 
     scores: np.ndarray
@@ -34,6 +35,7 @@ class Predictions:
     names: tuple[str, ...]
     mask_rule: str = "inside"
     weights: str = ""
+    unmasked: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -50,7 +52,7 @@ class Predictions:
         else:
             undefined["image"] = "needs good and defective images"
         if self.masks is None:
-            undefined["pixel"] = "needs a mask of every defective image"
+            undefined["pixel"] = "needs a mask of every defective image" + self._unmasked()
         elif not self.masks.any() or self.masks.all():
             undefined["pixel"] = "needs good and defective pixels"
         else:
@@ -62,6 +64,10 @@ class Predictions:
             "mask_rule": self.mask_rule,
             "undefined": reasons,
         }
+
+    def _unmasked(self) -> str:
+        more = f" and {len(self.unmasked) - 1} more have" if len(self.unmasked) > 1 else " has"
+        return f", and {self.unmasked[0]}{more} none" if self.unmasked and (self.labels >= 0).any() else ""
 
     @property
     def image_threshold(self) -> float | None:
@@ -87,19 +93,21 @@ class Predictions:
             "pixel_threshold": np.array(self.pixel_threshold, dtype=float),
             "mask_rule": np.array(self.mask_rule),
             "weights": np.array(self.weights),
+            "unmasked": np.array(self.unmasked, dtype=str),
         }
         if self.masks is not None:
             arrays["masks"] = self.masks
-        with writing(Path(path)) as temporary, temporary.open("wb") as file:
+        with writing(user_path(path)) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> "Predictions":
         """Read what `save` wrote. Raises ResultsError if the file is missing or is something else."""
         try:
-            with Path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
-                names, rule, weights = tuple(file["names"].tolist()), str(file["mask_rule"]), str(file["weights"])
-                return cls(file["scores"], file["maps"], file["labels"], file.get("masks"), names, rule, weights)
+            with user_path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
+                names, unmasked = (tuple(file.get(key, np.array(())).tolist()) for key in ("names", "unmasked"))
+                arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
+                return cls(*arrays, names, str(file["mask_rule"]), str(file["weights"]), unmasked)
         except UNREADABLE as error:
             raise ResultsError(
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
@@ -130,13 +138,14 @@ class Predictions:
 
     def save_table(self, path: Path | str) -> None:
         """Write `table` as CSV. Raises ResultsError if it cannot be written."""
-        with writing(Path(path)) as temporary:
+        with writing(user_path(path)) as temporary:
             self.table().to_csv(temporary, index=False)
 
 
 def evaluate(predictions: Predictions) -> dict[str, float | str | None]:
     """Metrics by name: image and pixel AUROC (`instance_`, `full_pixel_`, `anomaly_pixel_`), average precision,
-    F1 and its thresholds, PRO up to 30 % false positives, and which mask rule they used.
+    F1 and its thresholds, the share of the good images that are at or above the one of images, PRO up to 30 % false
+    positives, and which mask rule they used.
 
     A metric that is not defined (one class only, no masks) is None, and `undefined` gives the reason.
     """

@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 from patchcore_kit.errors import ModelError, ResultsError
-from patchcore_kit.files import UNREADABLE, is_lfs_pointer, work_folder
+from patchcore_kit.files import UNREADABLE, is_lfs_pointer, user_path, work_folder
 
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
@@ -83,7 +83,7 @@ def prefixes(folder: Path | str) -> list[str]:
 
     Raises ModelError if the folder is missing, holds no model, or lacks a member.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if (folder / PARAMS_FILE).is_file():
         return [""]
     found = sorted(p.name for p in folder.glob(f"Ensemble-*-*_{PARAMS_FILE}")) if folder.is_dir() else []
@@ -131,7 +131,7 @@ def params_bytes(params: dict) -> bytes:
 
 def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
     """Read one member. Raises ModelError, naming the file, for whatever is missing, damaged or something else."""
-    folder = Path(folder)
+    folder = user_path(folder)
     params, extras = read_settings(folder, prefix)
     rows = _read_index(folder / f"{prefix}{INDEX_FILE}", params["target_embed_dimension"])
     path = folder / f"{prefix}{ORIGINS_FILE}"
@@ -143,8 +143,9 @@ def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
 
 def read_settings(folder: Path | str, prefix: str = "") -> tuple[dict, dict]:
     """(params, extras) of one member, without its rows. Raises ModelError as `read_model`."""
-    params = _read_params(Path(folder) / f"{prefix}{PARAMS_FILE}")
-    path = Path(folder) / f"{prefix}{EXTRAS_FILE}"
+    folder = user_path(folder)
+    params = _read_params(folder / f"{prefix}{PARAMS_FILE}")
+    path = folder / f"{prefix}{EXTRAS_FILE}"
     if not path.is_file():
         return params, {}
     with _damaged(path):

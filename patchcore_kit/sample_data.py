@@ -26,6 +26,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from patchcore_kit.errors import ResultsError, SettingsError
+from patchcore_kit.files import user_path
 
 FRAME = 256  # lengths are in units of 1/256 of the frame's side, whatever the size of the image
 CENTRE = 224  # defects lie in the central square of this side: a centre crop keeps them
@@ -701,7 +702,7 @@ def draw_sample_data(
     Raises SettingsError for an unknown category or a number that cannot work, ResultsError where a category cannot
     be written or something else is in its place.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     for name in categories:
         check_choice("category", name, CATEGORIES)
     if min(train, good, defective, seed) < 0 or (workers is not None and workers < 1):

@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor
 
 from patchcore_kit.errors import SettingsError, WeightsError
-from patchcore_kit.files import is_lfs_pointer, work_folder
+from patchcore_kit.files import is_lfs_pointer, user_path, work_folder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def resolve(name: str) -> Source:
 
 
 def _weights_folder() -> Path:
-    return Path(os.environ.get("PATCHCORE_WEIGHTS") or work_folder() / "weights")
+    return user_path(os.environ.get("PATCHCORE_WEIGHTS") or work_folder() / "weights")
 
 
 def find(source: Source) -> tuple[Path, str] | None:
@@ -210,13 +210,12 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
     """Fetch the published weights into the library's own cache, or say before `deadline` that this cannot be."""
     if not source.address:
         raise WeightsError(
-            f"nobody publishes weights for {source.name!r}: give a file, put "
-            f"{source.name}.pth into {_weights_folder()}, or choose the weights 'random'"
+            f"nobody publishes weights for {source.name!r}: give a file, or put {source.name}.pth into "
+            f"{_weights_folder()}",
+            ", or choose the weights 'random'",
         )
-    advice = (
-        f"put {source.file_names[0]} (from {source.address}) into {_weights_folder()}, or choose the backbone "
-        f"{_STARTER.stem!r}, whose weights are here"
-    )
+    advice = f"put {source.file_names[0]} (from {source.address}) into {_weights_folder()}"
+    otherwise = f", or choose the backbone {_STARTER.stem!r}, whose weights are here"
     host, offline = source.url, False
     if source.hub:
         from huggingface_hub import constants, hf_hub_download
@@ -226,7 +225,7 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
     # importing timm may have used up most of the time
     if offline or not _answers(host, min(1.5, max(0.6, deadline - time.monotonic()))):
         why = "HF_HUB_OFFLINE forbids downloads" if offline else f"{urlsplit(host).hostname} does not answer"
-        raise WeightsError(f"no weights for {source.name!r} here, and {why}: {advice}")
+        raise WeightsError(f"no weights for {source.name!r} here, and {why}: {advice}", otherwise)
     LOGGER.info("downloading the weights of %s from %s", source.name, source.address)
     try:
         if source.hub:
@@ -237,7 +236,7 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
         torch.hub.download_url_to_file(source.url, str(path), checksum.group(1) if checksum else None)
         return path, source.origin
     except Exception as error:
-        raise WeightsError(f"cannot download the weights of {source.name!r} ({error}): {advice}") from error
+        raise WeightsError(f"cannot download the weights of {source.name!r} ({error}): {advice}", otherwise) from error
 
 
 def read(path: Path) -> dict[str, Tensor]:

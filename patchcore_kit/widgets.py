@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import ipywidgets
 import numpy as np
 
-from patchcore_kit.datasets import Sample, Transform
+from patchcore_kit.datasets import Sample
 from patchcore_kit.errors import DataError
+from patchcore_kit.notes import Notes
 from patchcore_kit.plots import panels, segmentation_image
 from patchcore_kit.predictions import Predictions
+from patchcore_kit.transforms import Transform
 
 
 class ThresholdSlider(ipywidgets.VBox):
@@ -41,7 +43,7 @@ class ThresholdSlider(ipywidgets.VBox):
         self._read()
 
     def _read(self) -> None:
-        self._pixels = self._transform.image(self._samples[self.image.value])
+        self._pixels = self._transform.image(self._samples[self.image.value], notes=Notes())
         self._draw()
 
     def _draw(self) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 import patchcore_kit as pk
 from patchcore_kit import reference_format as rf
-from patchcore_kit.datasets import normalise
+from patchcore_kit.transforms import normalise
 
 SMALL = {"resize": 72, "imagesize": 64, "progress": False}
 

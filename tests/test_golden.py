@@ -8,7 +8,8 @@ import torch
 
 import patchcore_kit as pk
 from patchcore_kit.coreset import _k_center, _matrix_row_norms
-from patchcore_kit.datasets import Sample, Transform, normalise
+from patchcore_kit.datasets import Sample
+from patchcore_kit.transforms import Transform, normalise
 
 
 def relative(ours, theirs):

@@ -25,9 +25,9 @@ def decoded(monkeypatch):
     counts = []
     image = pk.Transform.image
 
-    def counted(self, sample, content=None):
+    def counted(self, sample, content=None, notes=None):
         counts.append(sample.name)
-        return image(self, sample, content)
+        return image(self, sample, content, notes)
 
     monkeypatch.setattr(pk.Transform, "image", counted)
     return counts

@@ -9,8 +9,8 @@ from PIL import Image
 
 import patchcore_kit as pk
 from patchcore_kit import plots
-from patchcore_kit.datasets import Transform
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
+from patchcore_kit.transforms import Transform
 
 
 @pytest.fixture

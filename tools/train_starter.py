@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion, parametrize
 
 import patchcore_kit as pk
-from patchcore_kit.datasets import IMAGENET_MEAN, IMAGENET_STD
 from patchcore_kit.starter import Starter
+from patchcore_kit.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 OUT = Path(pk.__file__).with_name("starter.safetensors")
 HELD_OUT = 512  # images that are never trained on

@@ -1,0 +1,241 @@
+"""Samples -> network input (B, 3, H, W) and masks (B, H, W): read, resized, cut; and maps back onto photographs."""
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from patchcore_kit.datasets import Sample, as_samples
+from patchcore_kit.errors import DataError, SettingsError, whole_number
+from patchcore_kit.images import Frame, bits_for, largest_value, read_header, read_rgb
+from patchcore_kit.masks import read_mask
+from patchcore_kit.notes import Notes
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MASK_RULES = ("inside", "nearest")
+SHARE_SEEN = 0.7  # of an image; the usual crop of a square leaves 0.77
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """How an image file becomes network input; the same for its mask.
+
+    resize: an int brings the shorter side to it (bilinear) and cuts the central `imagesize` x `imagesize` square,
+        as the reference does; a pair (H, W) resizes to exactly that, without a crop, and `imagesize` is not used.
+    bits: that images of more than 8 bits have, from 8 to 32; None: not known (see `read_rgb`).
+    mask_rule: "inside" is the reference's: masks are resized bilinearly and a pixel counts if it lies wholly inside;
+        published figures use it. "nearest" takes the nearest pixel of the mask file, so thin defects keep their area.
+
+    Raises SettingsError for sizes that cannot work and unknown rules.
+    """
+
+    resize: int | tuple[int, int] = 256
+    imagesize: int = 224
+    mask_rule: str = "inside"
+    bits: int | None = None
+
+    def __post_init__(self):
+        if isinstance(self.resize, list | tuple):
+            if len(self.resize) != 2:
+                raise SettingsError(f"resize is {self.resize!r}: give a number of pixels or a pair (height, width)")
+            object.__setattr__(self, "resize", tuple(whole_number("resize", side, 1) for side in self.resize))
+        else:
+            object.__setattr__(self, "resize", whole_number("resize", self.resize, 1))
+            object.__setattr__(self, "imagesize", whole_number("imagesize", self.imagesize, 1))
+            if self.imagesize > self.resize:
+                raise SettingsError(
+                    f"imagesize {self.imagesize} cannot be cut from images resized to {self.resize}: "
+                    "it must be at most resize"
+                )
+        if self.bits is not None:
+            object.__setattr__(self, "bits", whole_number("bits", self.bits, 8, 32))
+        if self.mask_rule not in MASK_RULES:
+            raise SettingsError(f"unknown mask rule {self.mask_rule!r}: there are {', '.join(MASK_RULES)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of what comes out."""
+        return (self.imagesize, self.imagesize) if isinstance(self.resize, int) else self.resize
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of an image as it is shown -> (H, W) before the crop, as torchvision rounds it."""
+        if not isinstance(self.resize, int):
+            return self.resize
+        short, long = min(size), int(self.resize * max(size) / min(size))
+        return (self.resize, long) if size[0] == short else (long, self.resize)
+
+    def seen(self, size: tuple[int, int]) -> float:
+        """The share of an image of (H, W) that is left after the crop."""
+        height, width = self.resized(size)
+        return self.size[0] * self.size[1] / (height * width)
+
+    def whole(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The `resize` that shows all of an image of (H, W), its shorter side as long as before, without a crop."""
+        factor = self.resize / min(size) if isinstance(self.resize, int) else None
+        return tuple(round(side * factor) for side in size) if factor else self.resize
+
+    def place(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Lay a map (h, w), or a mask, onto its photograph of (H, W) as shown: (H, W) float32, NaN outside the crop.
+
+        Between the values of the map it is interpolated linearly. Raises SettingsError for a map that is not of this
+        transform's size.
+        """
+        if values.shape != self.size:
+            raise SettingsError(
+                f"the map is of {values.shape}, not of {self.size}: give it one that was made with this"
+            )
+        places, offsets, scales = [], [], []
+        for pixels, whole, cut in zip(size, self.resized(size), self.size, strict=True):
+            start = round((whole - cut) / 2)  # as torchvision rounds it
+            scales.append(whole / pixels)
+            offsets.append(0.5 * scales[-1] - 0.5 - start)
+            places.append(np.arange(pixels) * scales[-1] + offsets[-1])
+        down, across = ((at >= -0.5) & (at < cut - 0.5) for at, cut in zip(places, self.size, strict=True))
+        laid = scipy.ndimage.affine_transform(
+            values.astype(np.float32), scales, offsets, tuple(size), order=1, mode="nearest", output=np.float32
+        )
+        laid[~(down[:, None] & across)] = np.nan
+        return laid
+
+    def _fit(self, image: Image.Image, mode: InterpolationMode) -> np.ndarray:
+        if isinstance(self.resize, int):
+            image = F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
+        else:
+            image = F.resize(image, self.resize, mode)
+        return np.array(image)
+
+    def image(self, sample: Sample, content: bytes | None = None, notes: Notes | None = None) -> np.ndarray:
+        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
+        image = read_rgb(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
+        return self._fit(image, InterpolationMode.BILINEAR)
+
+    def mask(self, sample: Sample) -> np.ndarray:
+        """Read a sample's mask: (H, W), bool, True = defect; all False without a file. Raises DataError."""
+        if sample.mask_path is None:
+            return np.zeros(self.size, dtype=bool)
+        nearest = self.mask_rule == "nearest"
+        mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
+        return self._fit(read_mask(sample.mask_path), mode) == 255
+
+    def sees_defect(self, sample: Sample) -> bool:
+        """Whether any part of a sample's mask, however thin, lies in what the network sees. Raises DataError."""
+        return sample.mask_path is not None and self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).any()
+
+
+DEFAULT_TRANSFORM = Transform()
+
+
+def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, learn: bool) -> Transform:
+    """Note, from the headers of all images and before any work, what of them will not be seen.
+
+    learn: whether they are a data set to learn from; then the transform that is returned knows how many bits its
+    images of more than 8 bits have, by the largest value in all of them, if it does not yet.
+    Raises DataError for an image that cannot be read.
+    """
+    headers = [(sample, read_header(sample.source)) for sample in samples]
+    for sample, header in headers:
+        if header.pages > 1:
+            notes.add(sample.where, f"of its {header.pages} pages the first is read", "pages")
+        if header.alpha:
+            notes.add(sample.where, "its alpha channel is left out, so the colours beneath what is transparent count")
+    by_share = [(transform.seen(header.size[::-1]), sample, header.size) for sample, header in headers]
+    by_share.sort(key=itemgetter(0))
+    for share, sample, (width, height) in by_share:
+        if share < SHARE_SEEN:
+            whole = transform.whole((height, width))
+            notes.add(
+                sample.where,
+                f"of its {width}x{height} pixels the network sees {share:.0%}, the central square: resize={whole}, "
+                f"on the command line {whole[0]}x{whole[1]}, shows it all",
+                "crop",
+            )
+    deep = [(sample, header.bits) for sample, header in headers if header.bits > 8]
+    if not deep or transform.bits is not None:
+        return transform
+    if not learn:
+        notes.add(deep[0][0].where, "has more than 8 bits, but none were learnt from: 65535 is taken as white", "bits")
+        return transform
+    largest = _largest_value(deep)
+    transform = replace(transform, bits=bits_for(largest))
+    if transform.bits != 16:
+        notes.add(
+            deep[0][0].where,
+            f"of {len(deep)} images of more than 8 bits {largest} is the largest value, so {transform.bits} bits are "
+            f"assumed and {2**transform.bits - 1} is white: bits=... says it outright",
+        )
+    return transform
+
+
+def _largest_value(deep: Sequence[tuple[Sample, int]]) -> int:
+    """The largest value of images of more than 8 bits; of the first ones, if these need all of 16 bits already."""
+    largest, most = 0, max(bits for _, bits in deep)
+    with ThreadPoolExecutor(initializer=_give_way) as pool:
+        for value in pool.map(lambda pair: largest_value(pair[0].source), deep):
+            largest = max(largest, value)
+            if most == 16 and largest >= 2**14:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    return largest
+
+
+def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with ImageNet's mean and deviation, the network's input.
+
+    The memory keeps its order, channels last, which is also the faster one for convolutions.
+    """
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32)
+    return batch.div_(255).sub_(mean).div_(std)
+
+
+def load_images(
+    samples: Path | str | Frame | Iterable[Sample | Path | str | Frame], transform: Transform = DEFAULT_TRANSFORM
+) -> torch.Tensor:
+    """Samples, image files, a folder or frames -> (B, 3, H, W), ready for a backbone or `embed`.
+
+    Raises DataError without images or for one that cannot be read.
+    """
+    images = [transform.image(sample) for sample in as_samples(samples)]
+    if not images:
+        raise DataError("no images to load: the list of samples is empty")
+    return normalise(np.stack(images))
+
+
+def read_batches(
+    samples: Sequence[Sample], read: Callable[[Sample], np.ndarray], batch_size: int, workers: int | None = None
+) -> Iterator[np.ndarray]:
+    """Apply `read` to every sample, in threads and two batches ahead, and stack: arrays (up to B, ...), in order.
+
+    Pillow decodes and resizes outside Python's lock, so threads are enough, and they start at once everywhere.
+    """
+    workers = workers or os.cpu_count()
+    with ThreadPoolExecutor(workers, initializer=_give_way) as pool:
+        waiting = iter(samples)
+        pending = deque(pool.submit(read, sample) for sample in islice(waiting, 2 * batch_size))
+        batch = []
+        while pending:
+            batch.append(pending.popleft().result())
+            pending.extend(pool.submit(read, sample) for sample in islice(waiting, 1))
+            if len(batch) == batch_size or not pending:
+                yield np.stack(batch)
+                batch = []
+
+
+def _give_way() -> None:
+    """Let this thread run where the network's threads do not: these wait for each other when one is interrupted."""
+    if sys.platform == "linux":  # where each thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
