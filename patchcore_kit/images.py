@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-import torchvision.io
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchcore_kit.errors import DataError
@@ -26,7 +24,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".ti
 BITS = (8, 10, 12, 14, 16, 24, 31, 32)  # that a data set's values may have, from its largest
 LEVELS = 16  # fewer of them left of an image's values are worth a word
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that are shown with width and height exchanged
-_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _PLANES, _REDUCED = 274, 262, 339, 284, 254  # tags
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _PLANES, _REDUCED = 274, 258, 262, 339, 284, 254  # tags
 
 # of large photographs, which Pillow calls a possible attack; those twice as large it refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -120,8 +118,8 @@ def opened(source: Path | Frame, content: bytes | None = None) -> Iterator[Image
             raise
         except FileNotFoundError:
             raise DataError(f"no file {source}: check its name, or list its folder again if it was removed") from None
-        # Pillow's decoders raise all of these for files that are damaged or truncated; torchvision's the last
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError) as error:
+        # Pillow's decoders raise all of these for files that are damaged or truncated
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
             raise DataError(f"cannot read image {source} ({error}): replace it or remove it") from None
 
 
@@ -148,7 +146,11 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
 
 def value_bits(image: Image.Image) -> int:
     """How many bits a value of an opened image takes: 8, 16 or 32. Of 16 in colour Pillow drops half in silence."""
-    deep_colour = _raw_mode(image).startswith(("RGB;16", "RGBA;16", "RGBX;16", "LA;16"))
+    if image.format == "TIFF":  # of which the raw mode says nothing if colours lie in planes
+        deep_colour = max(image.tag_v2.get(_BITS, (1,))) > 8 and image.mode in ("RGB", "RGBA")
+        deep_colour = deep_colour and not _raw_mode(image).startswith("RGBa")  # not taken apart: the upper half will do
+    else:
+        deep_colour = _raw_mode(image).startswith(("RGB;16", "RGBA;16", "LA;16"))
     return 32 if image.mode == "I" else 16 if image.mode.startswith("I;16") or deep_colour else 8
 
 
@@ -227,9 +229,7 @@ def _upper_8_bits(values: np.ndarray, white_is_zero: bool, bits: int | None, not
 def deep_values(image: Image.Image, name: object) -> tuple[np.ndarray, bool]:
     """Values (H, W) or (H, W, 3) of more than 8 bits, upright, and whether 0 is white. Raises DataError."""
     if not image.mode.startswith("I"):
-        image.fp.seek(0)
-        content = image.fp.read()
-        return (_colour_of_png(content) if image.format == "PNG" else _colour_of_tiff(image, content, name)), False
+        return _deep_colour(image, name), False
     white_is_zero, unsigned = False, False
     if image.format == "TIFF":  # Pillow turns white and black of 8 bits only, and takes all of 32 as signed
         white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
@@ -243,23 +243,32 @@ def deep_values(image: Image.Image, name: object) -> tuple[np.ndarray, bool]:
     return values, white_is_zero
 
 
-def _colour_of_png(content: bytes) -> np.ndarray:
-    """16 bits of grey with alpha, or of colour: (H, W) or (H, W, 3), without alpha."""
-    file = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    values = torchvision.io.decode_image(file, "UNCHANGED", apply_exif_orientation=True).permute(1, 2, 0).numpy()
-    return values[..., 0] if values.shape[2] < 3 else values[..., :3]
+def _deep_colour(image: Image.Image, name: object) -> np.ndarray:
+    """16 bits of colour, or of grey with alpha: (H, W, 3) or (H, W), without alpha.
 
-
-def _colour_of_tiff(image: Image.Image, content: bytes, name: object) -> np.ndarray:
-    """16 bits of colour: (H, W, 3), without alpha. Pillow decodes one half of each value, or the other if told."""
-    if image.tag_v2.get(_PLANES, 1) != 1:
+    Pillow keeps the upper half of each value, or the lower one if it is told that the bytes lie the other way round.
+    """
+    raw = _raw_mode(image)
+    if image.format == "TIFF" and image.tag_v2.get(_PLANES, 1) != 1:
         raise DataError(f"{name} holds 16-bit colours in separate planes, which is not read: save it with one plane")
-    order = _raw_mode(image)[-1]
-    big = order == "B" or (order == "N" and sys.byteorder == "big")
-    halves = []
-    for end in "BL" if big else "LB":
-        with Image.open(io.BytesIO(content)) as half:
-            half.seek(image.tell())
-            half.tile = [tile._replace(args=(_raw_mode(image)[:-1] + end, *tile.args[1:])) for tile in half.tile]
-            halves.append(np.asarray(half)[..., :3].astype(np.uint16))
-    return halves[0] << 8 | halves[1]
+    image.fp.seek(0)
+    content, page = image.fp.read(), image.tell()
+    if raw == "LA;16B":  # four bytes, as red, green, blue and alpha have
+        pixels = _decoded(content, page, "RGBA").astype(np.uint16)
+        return pixels[..., 0] << 8 | pixels[..., 1]
+    big = raw[-1] == "B" or (raw[-1] == "N" and sys.byteorder == "big")
+    upper, lower = (
+        _decoded(content, page, raw[:-1] + end)[..., :3].astype(np.uint16) for end in ("BL" if big else "LB")
+    )
+    return upper << 8 | lower
+
+
+def _decoded(content: bytes, page: int, raw: str) -> np.ndarray:
+    """(H, W, channels) uint8, upright: a file whose bytes are taken in another order than they say."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.seek(page)
+        image.tile = [
+            tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
+        ]
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image)

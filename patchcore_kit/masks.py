@@ -117,7 +117,10 @@ def _has_noise(distance: np.ndarray) -> bool:
     strongest = distance.max()
     pale = (distance > 0) & (distance <= strongest / 4)
     between = (distance > strongest / 4) & (distance < strongest * 3 / 4)
-    if strongest < 64 or not pale.any() or between.sum() > 0.1 * np.count_nonzero(distance):  # below: numbers
+    if strongest < 64 or not pale.any() or between.sum() > 0.1 * (distance > strongest / 4).sum():  # below: numbers
         return False
+    border = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
+    if 0 < np.median(border) <= NOISE:  # a background that is not quite black
+        return True
     corners = scipy.ndimage.maximum_filter(distance, 2) == scipy.ndimage.minimum_filter(distance, 2)
     return bool(scipy.ndimage.maximum_filter(corners, 2, origin=-1)[pale].mean() < 0.5)

@@ -183,12 +183,10 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
 def _largest_value(deep: Sequence[tuple[Sample, int]]) -> int:
     """The largest value of images of more than 8 bits; of the first ones, if these need all of 16 bits already."""
     largest, most = 0, max(bits for _, bits in deep)
-    with ThreadPoolExecutor(initializer=_give_way) as pool:
-        for value in pool.map(lambda pair: largest_value(pair[0].source), deep):
-            largest = max(largest, value)
-            if most == 16 and largest >= 2**14:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
+    for values in read_batches([sample for sample, _ in deep], lambda sample: largest_value(sample.source), 8):
+        largest = max(largest, int(values.max()))
+        if most == 16 and bits_for(largest) == 16:
+            break
     return largest
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 
 import patchcore_kit as pk
 from patchcore_kit.datasets import Sample, as_samples, read_mask, read_rgb
-from patchcore_kit.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, normalise, read_batches
+from patchcore_kit.transforms import Transform
 
 
 def save(path: Path, values: np.ndarray, **options) -> Path:
@@ -69,12 +68,70 @@ def test_folder_of_photographs(tmp_path, noise):
 def test_samples_files_and_folders(tmp_path, noise):
     path = save(tmp_path / "a.png", noise)
     sample = Sample("a", path)
-    for images in (tmp_path, str(tmp_path), path, [path], [str(path)]):
+    for images in (tmp_path, str(tmp_path), path, [path], [str(path)], iter([path]), (path,), {path}):
         assert [(s.path, s.label) for s in as_samples(images)] == [(path, -1)]
-    assert as_samples([sample]) == [sample]
-    for wrong in (3, pk.Category("a", tmp_path, [], []), [3]):
+    assert as_samples([sample]) == as_samples(sample) == as_samples(s for s in [sample]) == [sample]
+    for wrong in (3, None, pk.Category("a", tmp_path, [], []), [3], [None], {"a": path}, [[path]], torch.zeros(2, 3)):
         with pytest.raises(pk.SettingsError, match="are no images: give samples"):
             as_samples(wrong)
+
+
+def test_files_are_named_by_what_they_do_not_have_in_common(tmp_path, noise):
+    paths = [save(tmp_path / name, noise) for name in ("a/x/000.png", "b/000.png", "a/x/001.png")]
+    assert [s.name for s in as_samples(paths)] == ["a/x/000.png", "b/000.png", "a/x/001.png"]
+    assert [s.name for s in as_samples(paths[::2])] == ["000.png", "001.png"]
+    assert [s.name for s in as_samples([paths[0], paths[0]])] == ["000.png", "000.png"]
+
+
+def test_frames_are_named_by_their_number(noise):
+    grey = noise[..., 0]
+    pillow = Image.fromarray(noise)
+    for images, count in (
+        (noise, 1), (grey, 1), (pillow, 1), ([noise, grey, pillow], 3), (np.stack([noise] * 4), 4),
+        (np.stack([grey] * 5), 5), ((frame for frame in [grey[..., None], noise.astype(np.uint16)]), 2),
+    ):  # fmt: skip
+        samples = as_samples(images)
+        assert [(s.name, s.path, s.label) for s in samples] == [(f"frame {i}", None, -1) for i in range(count)]
+        assert all(s.where == s.name and Transform((40, 60)).image(s).shape == (40, 60, 3) for s in samples)
+    path_first = as_samples(["a.png", noise])
+    assert [s.name for s in path_first] == ["a.png", "frame 1"]
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 60), (40, 60, 4), (40, 60, 2), (40,), (0, 60), (2, 2, 40, 60, 3)])
+def test_arrays_that_are_no_frames(shape):
+    with pytest.raises(pk.DataError, match=r"frame 0 is an array of uint8 .*: give uint8 or uint16 of \(H, W\)"):
+        as_samples([np.zeros(shape, dtype=np.uint8)])
+    with pytest.raises(pk.DataError, match=r"frame 0 is an array of float32"):
+        as_samples(np.zeros((40, 60), dtype=np.float32))
+
+
+def test_a_frame_is_what_its_file_gives(tmp_path, noise):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "rgb.png": Image.fromarray(noise),
+        "grey.png": Image.fromarray(noise[..., 0]),
+        "deep.png": Image.fromarray(noise[..., 0].astype(np.uint16) * 257),
+        "palette.png": Image.fromarray(noise).quantize(7),
+        "alpha.png": Image.merge("LA", Image.fromarray(noise).split()[:2]),
+        "turned.jpg": Image.fromarray(noise),
+        "one.png": Image.fromarray(noise[..., 0] > 99),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name, **({"exif": exif, "quality": 95} if "turned" in name else {}))
+        with Image.open(tmp_path / name) as opened:
+            wanted = read_rgb(tmp_path / name)
+            assert as_samples([opened])[0].path == tmp_path / name
+            opened.load()
+            size, mode, before = opened.size, opened.mode, opened.tobytes()
+            (sample,) = as_samples([opened])
+            assert sample.frame is opened
+            assert (np.asarray(read_rgb(opened)) == np.asarray(wanted)).all(), name
+            assert (opened.size, opened.mode, opened.tobytes()) == (size, mode, before)  # it is somebody else's
+    for array in (noise, noise[..., 0], noise[..., 0].astype(np.uint16) * 257, noise.astype(np.uint16) * 257):
+        wanted = noise if array.ndim == 3 else np.repeat(noise[..., :1], 3, axis=2)
+        assert (np.asarray(read_rgb(array)) == wanted).all()
+        assert pk.load_images(array, Transform((40, 60))).shape == (1, 3, 40, 60)
 
 
 def test_images_that_lie_too_deep(part, noise):
@@ -177,28 +234,6 @@ def test_image_that_vanished(part):
         Transform(32, 24).image(sample)
 
 
-def test_grey_16_bit_palette_alpha_and_turned(tmp_path, noise):
-    grey = noise[..., 0]
-    assert (np.asarray(read_rgb(save(tmp_path / "grey.png", grey))) == grey[..., None]).all()
-    deep = grey.astype(np.uint16) * 256 + 77
-    assert (np.asarray(read_rgb(save(tmp_path / "deep.png", deep))) == grey[..., None]).all()
-    assert (np.asarray(read_rgb(save(tmp_path / "deep.tiff", deep))) == grey[..., None]).all()
-    Image.fromarray(grey // 8).convert("P").save(tmp_path / "palette.png")
-    assert (np.asarray(read_rgb(tmp_path / "palette.png")) == (grey // 8)[..., None]).all()
-    clear = np.dstack([noise, grey])
-    assert (np.asarray(read_rgb(save(tmp_path / "alpha.png", clear))) == noise).all()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it clockwise by a quarter
-    turned = np.asarray(read_rgb(save(tmp_path / "turned.png", noise, exif=exif)))
-    assert (turned == np.rot90(noise, -1)).all()
-
-
-def test_floating_point_pixels_are_refused(tmp_path):
-    path = save(tmp_path / "float.tiff", np.ones((8, 8), dtype=np.float32))
-    with pytest.raises(pk.DataError, match="floating-point"):
-        read_rgb(path)
-
-
 def test_turned_image_and_its_mask_agree_in_size(part, noise):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -206,104 +241,219 @@ def test_turned_image_and_its_mask_agree_in_size(part, noise):
     fails(part, "000_mask.png is 60x40 but its image .* is 40x60")
 
 
-@pytest.mark.parametrize(
-    ("values", "mode"),
-    [
-        ([0, 255], "L"),
-        ([0, 1], "L"),
-        ([0, 1], "P"),
-        ([0, 255], "RGB"),
-        ([0, 1], "I;16"),
-        ([3, 252], "L"),
-        ([0, 1], "1"),
-    ],
-)
-def test_masks_of_every_kind(tmp_path, values, mode):
-    defect = np.zeros((10, 12), dtype=bool)
-    defect[2:5, 3:9] = True
-    pixels = np.where(defect, values[1], values[0])
-    if mode == "1":
-        image = Image.fromarray(defect)
-    elif mode == "I;16":
-        image = Image.fromarray(pixels.astype(np.uint16))
-    elif mode == "P":
-        image = Image.fromarray(pixels.astype(np.uint8))
-        image.putpalette([0, 0, 0, 128, 0, 0])
+@pytest.mark.parametrize("name", ["OK", "Good", "normal", "good ", "PASS", "i.O.", "nominal"])
+def test_good_images_under_another_name_are_no_defects(part, noise, name):
+    save(part / "test" / name / "000.png", noise)
+    fails(part, rf"test/{name} would count as a defect, but seems to hold good images: rename it to .*test/good")
+    (part / "test" / name).rename(part / "test" / "not ok")
+    assert "not ok" in {s.defect for s in pk.load_category(part.parent, "part").test}
+
+
+@pytest.mark.parametrize("split", ["train/good", "test/dent"])
+def test_images_at_any_depth_are_refused(part, noise, split):
+    save(part / split / "monday" / "early" / "000.png", noise)
+    fails(part, rf"{split}/monday/early holds images too deep to be read: move them up to .*{split}")
+
+
+def test_folders_of_photographs_within_another(tmp_path, noise, caplog):
+    save(tmp_path / "a.png", noise)
+    save(tmp_path / "more/deeper/b.png", noise)
+    (tmp_path / "empty").mkdir()
+    assert len(pk.load_folder(tmp_path)) == 1
+    assert caplog.messages == [
+        f"{tmp_path / 'more'}: a folder of images within the one that is read, which is left out"
+    ]
+
+
+def test_links(part, noise):
+    outside = save(part.parent.parent / "outside/007.png", noise)
+    (part / "train/good/007.png").symlink_to(outside)
+    (part / "test/scratch").symlink_to(outside.parent)
+    category = pk.load_category(part.parent, "part")
+    assert len(category.train) == 2 and category.test[-1].name == "test/scratch/007.png"
+    outside.unlink()
+    fails(part, r"train/good/007.png is a link to nothing: mend it or remove it")
+
+
+def test_image_files_that_are_not_read_are_told(part, noise, caplog):
+    for name in ("train/good/1.gif", "train/good/2.HEIC", "test/dent/3.pgm", "test/good/notes.txt"):
+        (part / name).write_bytes(b"content")
+    for name in ("4.jfif", "5.JPE", "6.JPG"):
+        save(part / "train/good" / name, noise, format="JPEG")
+    assert len(pk.load_category(part.parent, "part").train) == 4
+    (line,) = caplog.messages
+    assert "(and 2 more): left out: of images only .png" in line
+    assert any(
+        line.startswith(str(part / name)) for name in ("train/good/1.gif", "train/good/2.HEIC", "test/dent/3.pgm")
+    )
+
+
+@pytest.mark.parametrize("mask", ["000_mask.png", "000_GT.PNG", "000-mask.bmp", "000 label.png", "000_seg.tif"])
+@pytest.mark.parametrize("split", ["train/good", "test/dent"])
+def test_masks_among_images_are_refused(part, noise, split, mask):
+    save(part / split / mask, noise)
+    message = rf"{split}/{mask} is among the images, but looks like the mask of 000.png: move masks to ground_truth"
+    fails(part, message)
+    with pytest.raises(pk.DataError, match=message):
+        pk.load_folder(part / split)
+    (part / split / "000.png").unlink()
+    if split == "train/good":
+        assert [s.path.name for s in pk.load_category(part.parent, "part").train] == [mask]  # then it is only a name
+
+
+def test_two_images_of_one_name_are_told(part, noise, caplog):
+    save(part / "train/good/000.jpg", noise)
+    assert len(pk.load_category(part.parent, "part").train) == 2
+    assert caplog.messages == [
+        f"{part / 'train/good/000.png'}: has the name of 000.jpg: if one of them is no image, remove it"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["masks", "Ground Truth", "GroundTruth", "gt", "mask", "Labels"])
+def test_masks_in_other_folders_are_refused(part, folder):
+    (part / "ground_truth").rename(part / folder)
+    fails(
+        part, rf"(masks in .*{folder} are not read: move them to .*ground_truth/<defect>/<image>_mask.png|rename it to)"
+    )
+    save(part / "ground_truth/dent/000_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    save(part / "ground_truth/dent/002_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    if folder.lower().startswith("ground"):
+        fails(part, "is not read: rename it to ground_truth")
     else:
-        image = Image.fromarray(pixels.astype(np.uint8)).convert(mode)
-    image.save(tmp_path / "mask.png")
-    assert (np.asarray(read_mask(tmp_path / "mask.png")) == defect * 255).all()
+        assert len(pk.load_category(part.parent, "part").test) == 3  # all have theirs
 
 
-def test_masks_in_the_alpha_channel(tmp_path):
-    defect = np.zeros((10, 12), dtype=np.uint8)
-    defect[2:5, 3:9] = 255
-    white = np.full((10, 12), 255, dtype=np.uint8)
-    save(tmp_path / "shape.png", np.dstack([white, white, white, defect]))
-    save(tmp_path / "colour.png", np.dstack([defect, defect, defect, white]))
-    save(tmp_path / "none.png", np.dstack([white * 0, white * 0, white * 0, white]))
-    assert not np.asarray(read_mask(tmp_path / "none.png")).any()
-    for name in ("shape.png", "colour.png"):
-        assert (np.asarray(read_mask(tmp_path / name)) == defect).all()
+@pytest.mark.parametrize("folder", ["Test", "TRAIN"])
+def test_other_spellings_of_the_folders_are_refused(part, folder):
+    (part / folder.lower()).rename(part / folder)
+    assert pk.list_categories(part.parent) == ["part"]
+    fails(part, rf"{folder} is not read: rename it to {folder.lower()}")
 
 
-def test_whole_numbers_of_any_kind():
-    assert Transform(np.int64(256), np.int32(224)) == Transform(256, 224)
-    assert Transform([np.int64(30), 50]).size == (30, 50)
+def test_masks_among_the_defects_are_refused(part, noise):
+    save(part / "test/masks/000.png", noise)
+    fails(part, "test/masks would count as a defect, but seems to hold masks")
 
 
-@pytest.mark.parametrize("size", [(300, 300), (200, 333), (500, 260)])
-def test_images_and_masks_equal_the_reference_transforms(tmp_path, size):
-    rng = np.random.default_rng(1)
-    image = save(tmp_path / "image.png", rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    square = np.zeros(size, dtype=np.uint8)
-    square[size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = 255
-    mask = save(tmp_path / "mask.png", square)
-    crop = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
-    wanted = transforms.Compose([*crop, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])(Image.open(image))
-    wanted_mask = transforms.Compose(crop)(Image.open(mask))[0].int().bool().numpy()
-    sample = Sample("image.png", image, mask, "dent")
-    assert torch.allclose(normalise(Transform().image(sample)[None])[0], wanted, atol=1e-6)
-    inside, nearest = Transform().mask(sample), Transform(mask_rule="nearest").mask(sample)
-    assert (inside == wanted_mask).all()
-    assert inside.sum() <= nearest.sum()
-    assert nearest[inside].all()
+def test_loose_masks_are_refused(part):
+    (part / "ground_truth/dent/000_mask.png").rename(part / "ground_truth/000_mask.png")
+    fails(part, r"the mask .*ground_truth/000_mask.png is not read: move it to .*ground_truth/<defect>")
 
 
-def test_rectangular_without_a_crop(tmp_path, noise):
-    sample = Sample("a.png", save(tmp_path / "a.png", noise))
-    assert Transform((75, 150)).size == (75, 150)
-    assert Transform((75, 150)).image(sample).shape == (75, 150, 3)
-    assert (Transform((40, 60)).image(sample) == noise).all()
+@pytest.mark.parametrize("content", ['{"version": "5.2", "shapes": []}', '{"annotations": [{"segmentation": []}]}'])
+def test_outlines_are_refused_where_masks_are_missing(part, content):
+    (part / "test/dent/000.json").write_text(content)
+    assert len(pk.load_category(part.parent, "part").test) == 3
+    (part / "ground_truth/dent/000_mask.png").unlink()
+    fails(part, r"the outlines in .*test/dent/000.json are not read: export them as images")
+    (part / "test/dent/000.json").write_text('{"camera": 3}')
+    assert len(pk.load_category(part.parent, "part").test) == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"resize": 0}, "resize is 0"),
-        ({"resize": 200}, "imagesize 224 cannot be cut from images resized to 200"),
-        ({"resize": (10, 20, 30)}, "resize is"),
-        ({"resize": [256]}, "resize is"),
-        ({"resize": 256.0}, "resize is 256.0"),
-        ({"resize": "256"}, "resize is '256'"),
-        ({"imagesize": 0}, "imagesize is 0"),
-        ({"mask_rule": "closest"}, "unknown mask rule 'closest'"),
-    ],
-)
-def test_sizes_that_cannot_work(settings, message):
-    with pytest.raises(pk.SettingsError, match=message):
-        Transform(**settings)
+def test_folders_that_are_not_read_are_told(part, noise, caplog):
+    save(part / "validation/good/000.png", noise)
+    (part / "notes").mkdir()
+    (part / "readme.txt").touch()
+    pk.load_category(part.parent, "part")
+    assert caplog.messages == [f"{part / 'validation'}: left out: of a category, train, test and ground_truth are read"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 23])
-def test_batches_are_whole_and_in_order(count):
-    samples = [Sample(str(i), Path(str(i))) for i in range(count)]
-    batches = list(read_batches(samples, lambda sample: np.array([int(sample.name)]), 4, workers=3))
-    assert [len(b) for b in batches] == [4] * (count // 4) + [count % 4] * (count % 4 > 0)
-    assert np.concatenate([np.empty((0, 1)), *batches]).ravel().tolist() == list(range(count))
+def test_masks_of_loco(part, noise):
+    """A folder of masks for each image, one for each defect; a validation folder beside."""
+    folder = part / "ground_truth" / "dent"
+    for name in ("000", "002"):
+        (folder / f"{name}_mask.png").unlink()
+        for number in range(2):
+            save(folder / name / f"00{number}.png", np.eye(40, 60, number, dtype=np.uint8) * (255 - number))
+    (part / "defects_config.json").write_text('[{"defect_name": "dent", "pixel_value": 255}]')
+    first, *_ = samples = pk.load_category(part.parent, "part").test
+    assert [s.mask_path and s.mask_path.name for s in samples] == ["000", "002", None]
+    assert Transform((40, 60)).mask(first).sum() == 80
+    assert pk.load_category(part.parent, "part").table()["masks"].tolist() == [2, 0, 0]
+    save(folder / "000/002.png", np.zeros((40, 61), dtype=np.uint8))
+    fails(part, "000/002.png is 61x40 but its image .*000.png is 60x40")
+    (folder / "000/002.png").unlink()
+    save(folder / "000_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    fails(part, "are both masks of .*000.png: remove one of them")
+    (folder / "000_mask.png").unlink()
+    (folder / "000").rename(folder / "007")
+    fails(part, "mask .*007 has no image 007")
 
 
-def test_normalised_images_stay_channels_last():
-    batch = normalise(np.zeros((2, 8, 6, 3), dtype=np.uint8))
-    assert batch.shape == (2, 3, 8, 6)
-    assert batch.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("mask", ["000_MASK.PNG", "000_gt.png", "000.png", "000_Ground_Truth.bmp", "000-label.tif"])
+def test_how_masks_may_be_named(part, mask):
+    (part / "ground_truth/dent/000_mask.png").unlink()
+    path = save(part / "ground_truth/dent" / mask, np.zeros((40, 60), dtype=np.uint8))
+    assert pk.load_category(part.parent, "part").test[0].mask_path == path
+
+
+def test_names_in_other_cases_and_forms_of_unicode(part, noise):
+    decomposed, composed = "a\u0308", "\u00e4"
+    save(part / f"test/dent/K{decomposed}fer.PNG", noise)
+    (part / "ground_truth/dent").rename(part / "ground_truth/Dent")
+    mask = save(part / f"ground_truth/Dent/k{composed}fer_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    assert mask in [s.mask_path for s in pk.load_category(part.parent, "part").test]
+
+
+def test_the_rule_is_in_the_sentence(part):
+    save(part / "ground_truth/dent/000x.png", np.zeros((40, 60), dtype=np.uint8))
+    fails(part, "has no image 000x in .*; a mask is named as its image, or with _mask, _gt, _label or _seg behind")
+
+
+def test_two_images_that_could_share_a_mask(part, noise):
+    save(part / "test/dent/000.jpg", noise)
+    fails(part, "000_mask.png could be of 000.jpg or 000.png: give those images different names")
+    (part / "test/dent/000.jpg").unlink()
+    for name in ("test/dent/a.png", "test/dent/A.png", "ground_truth/dent/a_mask.png", "ground_truth/dent/A_mask.png"):
+        save(part / name, noise[..., 0] * 0 if "mask" in name else noise)
+    masks = {s.path.name: s.mask_path.name for s in pk.load_category(part.parent, "part").test if s.mask_path}
+    assert masks["a.png"] == "a_mask.png" and masks["A.png"] == "A_mask.png"
+
+
+def test_what_servers_leave_is_not_looked_at(part, noise):
+    for name in ("@eaDir/x/000.png", "train/good/@eaDir/000.png", "test/__MACOSX/000.png", "ground_truth/@eaDir/a.png"):
+        save(part / name, noise)
+    save(part.parent / "@eaDir/train/good/000.png", noise)
+    assert pk.list_categories(part.parent) == ["part"]
+    assert len(pk.load_category(part.parent, "part").test) == 3
+
+
+def test_a_category_in_the_place_of_the_data(part):
+    with pytest.raises(
+        pk.DataError, match=r"no category 'part' in .*: it is a category itself, give '.*root' and 'part'"
+    ):
+        pk.load_category(part, "part")
+
+
+def test_the_home_folder(part, monkeypatch):
+    monkeypatch.setenv("HOME", str(part.parent.parent))
+    assert len(pk.load_category("~/root", "part").train) == len(pk.load_folder("~/root/part/train/good")) == 1
+    assert as_samples("~/root/part/train/good/000.png")[0].path == part / "train/good/000.png"
+    assert read_rgb("~/root/part/train/good/000.png").size == read_mask("~/root/part/test/good/000.png").size
+    monkeypatch.setenv("MVTEC_ROOT", "~/root")
+    assert pk.find_data() == part.parent
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "visa", "loco", "capitals"])
+def test_what_is_right_needs_no_word(tmp_path, noise, layout, caplog):
+    kinds = {"mvtec": ("bent", "cut"), "visa": ("bad",), "loco": ("logical_anomalies", "structural_anomalies")}
+    suffix = ".JPG" if layout in ("visa", "capitals") else ".png"
+    options = {"format": "JPEG"} if suffix == ".JPG" else {}
+    for i in range(3):
+        for kind in ("train/good", "test/good", *(f"test/{kind}" for kind in kinds.get(layout, ("bad",)))):
+            save(tmp_path / f"part/{kind}/{i:03}{suffix}", noise, **options)
+        for kind in kinds.get(layout, ("bad",)):
+            name = {"loco": f"{i:03}/000.png", "visa": f"{i:03}.png"}.get(layout, f"{i:03}_mask.png")
+            save(tmp_path / f"part/ground_truth/{kind}/{name}", np.eye(40, 60, dtype=np.uint8) * 255)
+    (tmp_path / "part/license.txt").write_text("text")
+    category = pk.load_category(tmp_path, "part")
+    assert len(category.train) == 3 and len(category.test) == 3 + 3 * len(kinds.get(layout, ("bad",)))
+    assert all((s.mask_path is not None) == (s.label == 1) for s in category.test)
+    assert caplog.messages == []
+
+
+def test_real_data_needs_no_word(mvtec, surface, caplog):
+    for root in (mvtec, surface):
+        for name in pk.list_categories(root):
+            pk.load_category(root, name)
+    assert caplog.messages == []

@@ -1,0 +1,197 @@
+"""Masks as programs and people really save them; in most tests the defect is the same square, 16 % of the image."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+import patchcore_kit as pk
+from patchcore_kit.datasets import read_mask
+
+SQUARE = np.zeros((100, 100), dtype=bool)
+SQUARE[20:60, 20:60] = True
+BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 128, 0), (255, 255, 255)
+BLUE_LABEL, CYAN_LABEL = (61, 61, 245), (51, 221, 255)  # as an annotation tool colours its labels
+
+
+def grey(foreground, background=0, dtype=np.uint8):
+    return Image.fromarray(np.where(SQUARE, foreground, background).astype(dtype))
+
+
+def colours(foreground, background, second=None):
+    """The square in one colour, or its right half in a second one."""
+    pixels = np.empty((100, 100, 3), dtype=np.uint8)
+    pixels[:] = background
+    pixels[SQUARE] = foreground
+    pixels[20:60, 40:60] = second or foreground
+    return Image.fromarray(pixels)
+
+
+def two_levels(low, high, dtype=np.uint8):
+    values = np.where(SQUARE, low, 0).astype(dtype)
+    values[20:60, 40:60] = high
+    return Image.fromarray(values)
+
+
+def palette(*table, **info):
+    image = Image.fromarray(SQUARE.astype(np.uint8)).convert("P")
+    image.putpalette([value for colour in table for value in colour])
+    image.info |= info
+    return image
+
+
+def with_alpha(colour, alpha):
+    return Image.fromarray(
+        np.dstack([*np.broadcast_to(np.array(colour)[:, None, None], (3, 100, 100)), alpha]).astype("u1")
+    )
+
+
+def difference(path, wanted=SQUARE):
+    """The share of the image that is read otherwise than it was drawn."""
+    return (np.asarray(read_mask(path)) != wanted * 255).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    {
+        "0-1.png": grey(1),
+        "0-255.png": grey(255),
+        "0-255.bmp": grey(255),
+        "0-255.webp": grey(255),
+        "2 and 253, no black.png": grey(253, 2),
+        "one bit.png": Image.fromarray(SQUARE),
+        "one bit.tif": Image.fromarray(SQUARE),
+        "16 bits.png": grey(1, dtype=np.uint16),
+        "16 bits.tif": grey(65535, dtype=np.uint16),
+        "32 bits.tif": grey(1, dtype=np.int32),
+        "float.tif": grey(1, dtype=np.float32),
+        "RGB.png": colours(WHITE, BLACK),
+        "CMYK.tif": colours(RED, BLACK).convert("CMYK"),
+        "two-colour palette.png": grey(255).quantize(2),
+        "palette, dark red.png": palette(BLACK, (128, 0, 0)),
+        "palette, white first.png": palette(WHITE, RED),
+        "palette, black second.png": palette(RED, BLACK),
+        "palette, transparent.png": palette(WHITE, RED, transparency=0),
+        "two label colours.png": colours(BLUE_LABEL, BLACK, CYAN_LABEL),
+        "two label colours, palette.png": colours(BLUE_LABEL, BLACK, CYAN_LABEL).quantize(3),
+        "two grey levels.png": two_levels(60, 200),
+        "ids.png": two_levels(1, 2),
+        "ids and void.png": two_levels(1, 255),
+        "ids of 16 bits.png": two_levels(50, 300, np.uint16),
+        "ids of 16 bits.tif": two_levels(50, 300, np.uint16),
+        "ids of 32 bits.tif": two_levels(50, 70000, np.int32),
+        "coloured background.png": colours(RED, GREEN),
+        "coloured background, palette.png": colours(RED, GREEN).quantize(2),
+        "coloured background, two labels.bmp": colours(RED, GREEN, CYAN_LABEL),
+        "shape in alpha.png": with_alpha(WHITE, SQUARE * 255),
+        "black shape in alpha.png": with_alpha(BLACK, SQUARE * 255),
+        "grey and opaque.png": Image.merge("LA", [grey(255), Image.new("L", (100, 100), 255)]),
+    }.items(),
+)  # fmt: skip
+def test_exactly_what_was_drawn(tmp_path, name, image):
+    if name == "palette, black second.png":  # black is the background, so all but the square is defect
+        image.save(tmp_path / name)
+        assert difference(tmp_path / name, ~SQUARE) == 0
+        return
+    image.save(tmp_path / name)
+    assert difference(tmp_path / name) == 0
+
+
+@pytest.mark.parametrize("quality", [40, 75, 95])
+@pytest.mark.parametrize(
+    "image",
+    [grey(255), grey(100), colours(BLUE_LABEL, BLACK, CYAN_LABEL), colours(RED, GREEN), two_levels(100, 200)],
+    ids=["white", "grey", "two labels", "coloured background", "two greys"],
+)
+def test_jpeg(tmp_path, image, quality):
+    image.save(tmp_path / "mask.jpg", quality=quality)
+    assert difference(tmp_path / "mask.jpg") < 0.005
+
+
+@pytest.mark.parametrize("quality", [40, 75, 95])
+@pytest.mark.parametrize("level", [100, 255])
+def test_jpeg_saved_as_png_afterwards(tmp_path, level, quality):
+    grey(level).save(tmp_path / "mask.jpg", quality=quality)
+    Image.open(tmp_path / "mask.jpg").save(tmp_path / "mask.png")
+    assert difference(tmp_path / "mask.png") < 0.005
+
+
+def test_smooth_edges(tmp_path):
+    large = Image.new("L", (400, 400))
+    ImageDraw.Draw(large).ellipse((100, 100, 300, 260), fill=180)
+    share = (np.asarray(large) > 0).mean()
+    for way in (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS):
+        for size in (200, 130, 100):
+            large.resize((size, size), way).save(tmp_path / "mask.png")
+            assert np.asarray(read_mask(tmp_path / "mask.png")).mean() / 255 == pytest.approx(share, abs=0.003)
+    for image in (grey(255), grey(90), Image.merge("RGBA", [*colours(RED, RED).split(), grey(255)])):
+        image.filter(ImageFilter.GaussianBlur(2)).save(tmp_path / "mask.png")
+        assert difference(tmp_path / "mask.png") < 0.005
+
+
+def test_thin_lines_and_single_pixels_keep_their_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    image = Image.new("L", (200, 200))
+    for number in range(1, 6):
+        ImageDraw.Draw(image).line([tuple(map(int, rng.integers(0, 200, 2))) for _ in range(3)], fill=number)
+    ids = np.zeros((200, 200), dtype=np.uint16)
+    for number, (y, x) in enumerate(rng.integers(0, 200, (100, 2)), 1):
+        ids[y : y + 1 + number % 7, x : x + 1 + number % 3] = number
+    for drawn in (np.asarray(image), ids):
+        Image.fromarray(drawn).save(tmp_path / "mask.png")
+        assert difference(tmp_path / "mask.png", drawn > 0) == 0
+
+
+def test_masks_of_one_colour(tmp_path):
+    for name, level, share in (
+        ("none.png", 0, 0),
+        ("none.jpg", 0, 0),
+        ("all.png", 255, 1),
+        ("all.jpg", 255, 1),
+        ("id.png", 1, 1),
+    ):
+        Image.new("L", (40, 30), level).save(tmp_path / name)
+        assert np.asarray(read_mask(tmp_path / name)).mean() / 255 == share
+    with_alpha(BLACK, np.full((100, 100), 255)).save(tmp_path / "opaque.png")
+    assert not np.asarray(read_mask(tmp_path / "opaque.png")).any()
+
+
+def test_pages_are_joined(tmp_path):
+    left, right = SQUARE.copy(), SQUARE.copy()
+    left[:, 40:], right[:, :40] = False, False
+    pages = [Image.fromarray(part.astype(np.uint8) * level) for part, level in ((left, 255), (right, 1))]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert difference(tmp_path / "pages.tif") == 0
+    pages[0].save(tmp_path / "sizes.tif", save_all=True, append_images=[pages[1].resize((50, 40))])
+    with pytest.raises(pk.DataError, match=r"sizes.tif has parts of 100x100 and of 50x40"):
+        read_mask(tmp_path / "sizes.tif")
+
+
+def test_folders_are_joined(tmp_path):
+    (tmp_path / "000").mkdir()
+    with pytest.raises(pk.DataError, match=r"no masks in .*000"):
+        read_mask(tmp_path / "000")
+    for number, columns in enumerate((slice(20, 30), slice(30, 60))):
+        part = np.zeros((100, 100), dtype=np.uint8)
+        part[20:60, columns] = 253 + number
+        Image.fromarray(part).save(tmp_path / f"000/00{number}.png")
+    (tmp_path / "000/.DS_Store").touch()
+    assert difference(tmp_path / "000") == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["turned.tif", "turned.png", "turned 16.tif"])
+def test_turned_masks(tmp_path, name, orientation):
+    drawn = np.zeros((60, 100), dtype=np.uint16 if "16" in name else np.uint8)
+    drawn[:20, :40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn).save(tmp_path / name, exif=exif)
+    turned = np.array([drawn, drawn[:, ::-1], drawn[::-1, ::-1], drawn[::-1]][(orientation - 1) % 4])
+    if orientation > 4:
+        turned = [drawn.T, np.rot90(drawn, -1), drawn[::-1, ::-1].T, np.rot90(drawn)][orientation - 5]
+    assert difference(tmp_path / name, turned > 0) == 0
+
+
+def test_real_masks_are_read_as_before(mvtec, surface):
+    for path in [*mvtec.glob("bottle/ground_truth/*/*.png"), *surface.glob("magnetic_tile/ground_truth/*/*")]:
+        assert (np.asarray(read_mask(path)) == (np.asarray(Image.open(path)) >= 128) * 255).all(), path
