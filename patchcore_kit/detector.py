@@ -28,6 +28,7 @@ from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsEr
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.images import Frame
+from patchcore_kit.masks import read_mask
 from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchEmbedding, PatchRows
@@ -228,28 +229,28 @@ class PatchCore:
         return (factor * highest).astype(np.float32)
 
     def _masks(self, samples: Sequence[Sample], transform: Transform, notes: Notes) -> np.ndarray | None:
-        if any(sample.label == 1 for sample in samples):  # else nobody expects masks
-            for sample in (sample for sample in samples if sample.mask_path is None and sample.label != 0):
+        """(N, H, W) bool, or None where images that may be defective have none; what is odd about them is noted."""
+        unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
+        if unmasked:
+            for sample in unmasked if any(sample.label >= 0 for sample in samples) else ():  # else nobody expects masks
                 notes.add(sample.where, "has no mask, so there will be no pixel metrics")
-        if any(sample.mask_path is None and sample.label != 0 for sample in samples):
             notes.tell()
             return None
         masks = np.concatenate(list(read_batches(samples, transform.mask, self.batch_size, self.workers)))
+        keeps = "'nearest'" if transform.mask_rule == "inside" else "a larger size"
         for sample, share in zip(samples, masks.mean(axis=(1, 2)), strict=True):
             if share > 0.5:
-                notes.add(sample.mask_path, "more than half of what is seen is defect: if it is not, invert the mask")
+                why = "more than half of what is seen counts as defect: if that is wrong, invert the mask"
+            elif share or sample.label == 0:
+                continue
+            elif not np.any(read_mask(sample.mask_path)):
+                why = "the mask of a defective image is empty"
+            elif not transform.sees_defect(sample):
+                why = "the defect lies outside the central crop: a resize of height and width shows whole images"
+            else:
+                why = f"the defect is too thin for the rule {transform.mask_rule!r} at this size: {keeps} keeps more"
+            notes.add(sample.mask_path, why)
         notes.tell()
-        drawn = [i for i, sample in enumerate(samples) if sample.label == 1]
-        unseen = [samples[i] for i in drawn if not masks[i].any()]
-        outside = sum(not transform.sees_defect(sample) for sample in unseen)
-        for number, why in (
-            (outside, "within the central crop: the network does not see those defects; a resize of height and width "
-             "shows it whole images"),
-            (len(unseen) - outside, f"at this size: their defects are too thin for the rule {transform.mask_rule!r}; "
-             + ("'nearest'" if transform.mask_rule == "inside" else "a larger size") + " keeps more of them"),
-        ):  # fmt: skip
-            if number:
-                LOGGER.warning("%d of %d masks are empty %s", number, len(drawn), why)
         return masks
 
     def save(self, folder: Path | str) -> None:

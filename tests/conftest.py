@@ -1,5 +1,6 @@
 """Real images, weights and reference numbers, used where they lie and never copied; small drawn data for the rest."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ def _shared(name: str) -> Path:
     if not (SHARED / name).exists():
         pytest.skip(f"needs {name} in a folder `shared` beside the repository")
     return SHARED / name
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The command line turns the kit's log up, for good."""
+    logging.getLogger("patchcore_kit").setLevel(logging.NOTSET)
+    yield
+    logging.getLogger("patchcore_kit").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -338,3 +338,52 @@ def test_results_folder_that_cannot_be_written(trained, sample_root, tmp_path, c
     assert str(locked) in errors[0]
     assert "choose a results folder that you may write to" in errors[0]
     assert list(locked.iterdir()) == []
+
+
+def test_depth_on_the_command_line(data, tmp_path, caplog):
+    for path in (data / "pill").rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)
+    options = ["--save_patchcore_model", "--log_project", "a"]
+    run(run_patchcore, *train_args(tmp_path, data, options=options, dataset=[*SIZE, "-d", "pill"]))
+    model = tmp_path / "a/group/models/mvtec_pill"
+    assert "12 bits are assumed" in caplog.text and pk.load_transform(model).bits == 12
+    for bits, code in (("12", 0), ("10", 1)):
+        args = ["patch_core_loader", "-p", model, "dataset", "--bits", bits, "-d", "pill", "mvtec", data]
+        output = run(load_and_evaluate_patchcore, tmp_path / "evaluation", *args, code=code).output
+        assert code == 0 or "was trained with 12 bits, not 10" in output
+    options = ["--save_patchcore_model", "--log_project", "b"]
+    args = train_args(tmp_path, data, options=options, dataset=[*SIZE, "--bits", "14", "-d", "pill"])
+    caplog.clear()
+    run(run_patchcore, *args)
+    assert "assumed" not in caplog.text
+    assert pk.load_transform(tmp_path / "b/group/models/mvtec_pill").bits == 14
+
+
+def test_only_what_was_made_is_named(data, tmp_path):
+    shutil.rmtree(data / "pill" / "test")
+    shutil.rmtree(data / "pill" / "ground_truth")
+    options = ["--save_segmentation_images", "--save_predictions", "--save_patchcore_model"]
+    output = run(run_patchcore, *train_args(tmp_path, data, options=options, dataset=[*SIZE, "-d", "pill"])).output
+    assert "models: " in output and "segmentation images: " not in output and "predictions: " not in output
+
+
+def test_the_log_says_how_many_good_images_are_called_defective(sample_root, tmp_path, caplog):
+    run(run_patchcore, *train_args(tmp_path, sample_root, dataset=[*SIZE, "-d", "pill"]))
+    share = pk.read_results(tmp_path / "project/group/results.csv").loc["mvtec_pill", "image_false_alarms"]
+    assert f"at the F1-optimal threshold {share:.0%} of the good images are called defective" in caplog.text
+
+
+def test_paths_in_the_home_folder(trained, sample_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").symlink_to(sample_root)
+    (tmp_path / "model").symlink_to(trained / "models/mvtec_pill")
+    args = ["patch_core_loader", "-p", "~/model", "dataset", "-d", "pill", "mvtec", "~/data"]
+    run(load_and_evaluate_patchcore, "~/evaluation", *args)
+    assert (tmp_path / "evaluation/results.csv").is_file()
+
+
+def test_a_model_of_another_category_is_told(trained, sample_root, tmp_path, caplog):
+    args = ["patch_core_loader", "-p", trained / "models/mvtec_pill", "dataset", "-d", "weave", "mvtec", sample_root]
+    run(load_and_evaluate_patchcore, tmp_path / "evaluation", *args)
+    assert caplog.text.count("is of another category than the model's, pill") == 1

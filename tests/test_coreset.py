@@ -141,3 +141,10 @@ def test_seeds_that_cannot_work():
 def test_more_than_there_are():
     with pytest.raises(pk.SettingsError, match="cannot choose 21 of 20 rows"):
         pk.greedy_coreset(torch.zeros(20, 2), 21)
+
+
+def test_arrays_and_tensors_alike():
+    rows = np.random.default_rng(0).random((200, 40), dtype=np.float32)
+    for sampler in coreset.SAMPLERS:
+        chosen = [coreset.select(kind, sampler, 0.1, projection=16) for kind in (rows, torch.from_numpy(rows))]
+        assert (chosen[0] == chosen[1]).all()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -180,20 +181,21 @@ def test_rectangular_grey_and_unlabelled(tmp_path, random_resnet18):
 
 @pytest.mark.parametrize(("rule", "advice"), [("inside", "'nearest' keeps"), ("nearest", "a larger size keeps")])
 def test_why_masks_are_empty(tmp_path, detector, category, caplog, rule, advice):
-    """One defect lies outside the central crop of 64 of 72 pixels, one is a line that neither rule keeps."""
+    """One lies outside the central crop of 64 of 72 pixels, one is a line that neither rule keeps, one is not drawn."""
     image = category.test[0].path
     samples = []
-    for name, place in (("outside", np.s_[:3]), ("thin", np.s_[60:61])):
+    for name, place in (("outside", np.s_[:3]), ("thin", np.s_[60:61]), ("none", np.s_[:0])):
         mask = np.zeros((128, 128), dtype=np.uint8)
         mask[place] = 255
         Image.fromarray(mask).save(tmp_path / f"{name}.png")
         samples.append(pk.Sample(f"test/{name}/0.png", image, tmp_path / f"{name}.png", name))
     assert not detector.predict(samples, mask_rule=rule).masks.any()
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [message.partition(":")[0] for message in warned] == [
-        "1 of 2 masks are empty within the central crop", "1 of 2 masks are empty at this size"
-    ]  # fmt: skip
-    assert f"too thin for the rule '{rule}'; {advice}" in warned[1]
+    assert caplog.messages == [
+        f"{tmp_path / 'outside.png'}: the defect lies outside the central crop: a resize of height and width shows "
+        "whole images",
+        f"{tmp_path / 'thin.png'}: the defect is too thin for the rule '{rule}' at this size: {advice} more",
+        f"{tmp_path / 'none.png'}: the mask of a defective image is empty",
+    ]
 
 
 def test_ensemble(tmp_path, category, detector, random_resnet18):
@@ -295,3 +297,131 @@ def test_no_hidden_state(random_resnet18, category):
     pk.load_backbone("resnet18", weights="random")
     assert (torch.get_rng_state() == before[0]).all()
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+
+
+def deep(folder, bits, count=4, level=1.0):
+    """Grey images of that many bits in 16, whose largest value is a share of what these allow."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        values = (rng.random((72, 72)) * (2**bits - 1) * level).astype(np.uint16)
+        values[0, 0] = (2**bits - 1) * level
+        Image.fromarray(values).save(folder / f"{i}.png")
+    return folder
+
+
+def test_the_depth_is_learnt_stored_and_used(tmp_path, random_resnet18, caplog):
+    folder, shallow = deep(tmp_path / "12", 12), tmp_path / "8"
+    shallow.mkdir()
+    for path in folder.iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) >> 4).astype(np.uint8)).save(shallow / path.name)
+    wanted = pk.PatchCore(random_resnet18, **SMALL).fit(shallow)
+    for cache in (None, pk.ImageCache(tmp_path / "cache"), pk.ImageCache(tmp_path / "cache")):
+        detector = pk.PatchCore(random_resnet18, **SMALL, cache=cache).fit(folder)
+        assert detector.transform.bits == 12 and wanted.transform.bits is None
+        assert (detector.bank_.rows == wanted.bank_.rows).all()
+    detector.save(tmp_path / "model")
+    again = pk.PatchCore.load(tmp_path / "model", progress=False)
+    assert again.transform.bits == pk.load_transform(tmp_path / "model").bits == 12
+    dark = deep(tmp_path / "dark", 12, level=0.1)  # of itself it would be 10 bits: brightness counts
+    assert (again.predict(folder).scores == wanted.predict(shallow).scores).all()
+    assert (again.predict(dark).scores > again.predict(folder).scores).all()
+    assert (pk.PatchCore(random_resnet18, bits=16, **SMALL).fit(folder).bank_.rows != wanted.bank_.rows).any()
+    with pytest.raises(pk.ModelError, match="was trained with 12 bits, not 14"):
+        pk.PatchCore.load(tmp_path / "model", bits=14)
+    detector.fit(shallow)  # a new data set has a depth of its own
+    assert detector.transform.bits is None
+    caplog.clear()
+    again.predict(deep(tmp_path / "14", 14))
+    (line,) = caplog.messages
+    assert line.startswith(str(tmp_path / "14")) and "(and 3 more): holds values up to 16383, which are cut" in line
+    caplog.clear()
+    wanted.predict(folder)
+    assert "has more than 8 bits, but none were learnt from: 65535 is taken as white" in caplog.messages[0]
+
+
+def test_models_of_other_programs_can_be_told_their_depth(tmp_path, detector):
+    detector.save(tmp_path / "model")
+    (tmp_path / "model" / rf.EXTRAS_FILE).unlink()
+    for bits in (None, 12):
+        assert pk.PatchCore.load(tmp_path / "model", "random", resize=72, bits=bits).transform.bits == bits
+
+
+def test_models_of_earlier_versions(tmp_path, detector, category, predictions):
+    detector.save(tmp_path / "mvtec_pill")
+    path = tmp_path / "mvtec_pill" / rf.EXTRAS_FILE
+    extras = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in extras.items() if key not in ("bits", "category")}))
+    again = pk.PatchCore.load(tmp_path / "mvtec_pill", progress=False)
+    assert (again.transform.bits, again.category_) == (None, "pill")
+    assert (again.predict(category.test).scores == predictions.scores).all()
+
+
+def test_frames_are_what_files_are(detector, category, predictions, tmp_path):
+    paths = [sample.path for sample in category.test]
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    for frames in (arrays, np.stack(arrays), (Image.fromarray(array) for array in arrays), iter(arrays)):
+        of_frames = detector.predict(frames)
+        assert (of_frames.scores == predictions.scores).all() and (of_frames.maps == predictions.maps).all()
+        assert of_frames.names == tuple(f"frame {i}" for i in range(len(paths)))
+    assert detector.predict(arrays[3]).scores == pytest.approx(predictions.scores[3:4], rel=1e-4)
+    again = pk.PatchCore(detector.backbone, **SMALL, cache=pk.ImageCache(tmp_path / "cache"))
+    train = [np.asarray(Image.open(sample.path).convert("RGB")) for sample in category.train]
+    assert (again.fit(train).bank_.rows == detector.bank_.rows).all()
+    assert again.category_ == "" and not (tmp_path / "cache").exists()
+
+
+def test_another_category_is_told(detector, category, sample_root, caplog):
+    other = pk.load_category(sample_root, "weave").test
+    detector.predict(other)
+    assert caplog.messages[0] == (
+        f"{other[0].path} (and {len(other) - 1} more): is of another category than the model's, pill"
+    )
+    caplog.clear()
+    detector.predict([sample.path for sample in other])  # nobody says of which they are
+    detector.predict(category.test)
+    assert "another category" not in caplog.text
+
+
+def test_missing_masks_are_told_by_name(detector, category, caplog):
+    missing = dataclasses.replace(next(sample for sample in category.test if sample.label == 1), mask_path=None)
+    samples = [missing if sample.name == missing.name else sample for sample in category.test]
+    predictions = detector.predict(samples)
+    assert caplog.messages == [f"{missing.path}: has no mask, so there will be no pixel metrics"]
+    assert predictions.masks is None and predictions.unmasked == (missing.name,)
+    caplog.clear()
+    detector.predict([sample.path for sample in samples])  # of which nobody expects masks
+    assert caplog.messages == []
+
+
+def test_masks_of_more_than_half_are_told(tmp_path, detector, category, caplog):
+    mask = np.full((128, 128), 255, dtype=np.uint8)
+    mask[50:60, 50:60] = 0
+    Image.fromarray(mask).save(tmp_path / "inverted.png")
+    sample = pk.Sample("test/dent/0.png", category.test[0].path, tmp_path / "inverted.png", "dent")
+    detector.predict([sample])
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'inverted.png'}: more than half of what is seen counts as defect")
+
+
+def test_the_crop_is_told_once_for_all_members(tmp_path, detector, category, random_resnet18, caplog):
+    Image.new("L", (400, 100)).save(tmp_path / "long.png")
+    ensemble = pk.PatchCoreEnsemble([pk.PatchCore(random_resnet18, seed=seed, **SMALL) for seed in (0, 1)])
+    for work in (ensemble.fit, ensemble.predict):
+        caplog.clear()
+        work([tmp_path / "long.png"] * 2)
+        (line,) = caplog.messages
+        assert "long.png (and 1 more): of its 400x100 pixels the network sees 20%" in line
+
+
+def test_a_model_without_its_weights_says_which_it_needs(tmp_path, resnet18_file, category, monkeypatch):
+    backbone = pk.load_backbone("resnet18", weights=resnet18_file)
+    pk.PatchCore(backbone, **SMALL).fit(category.train).save(tmp_path / "model")
+    for name in ("PATCHCORE_WEIGHTS", "TORCH_HOME", "HF_HOME", "PATCHCORE_WORK"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(pk.weights, "_answers", lambda *_: False)
+    with pytest.raises(pk.WeightsError, match=r"the model in .*model needs the weights.*: put resnet18") as caught:
+        pk.PatchCore.load(tmp_path / "model")
+    assert "starter" not in str(caught.value)
+    with pytest.raises(pk.WeightsError, match="or choose the backbone 'starter'"):
+        pk.load_backbone("resnet18")

@@ -132,3 +132,22 @@ def test_a_detector_sees_the_same(sample, decoded, tmp_path, random_resnet18):
     predictions = with_cache.predict(images)
     assert len(decoded) == before
     assert (predictions.maps == without.predict(images).maps).all()
+
+
+def test_the_depth_is_part_of_an_entry_and_what_is_told_is_told_again(tmp_path, decoded, caplog):
+    values = np.random.default_rng(0).integers(0, 4096, (150, 200), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    sample, cache = pk.Sample("deep.png", tmp_path / "deep.png"), pk.ImageCache(tmp_path / "cache")
+    for _ in range(2):
+        for bits in (None, 10, 12, 14):
+            transform = pk.Transform(36, 32, bits=bits)
+            assert (cache.image(sample, transform) == transform.image(sample)).all()
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # all but 10 bits, at which values are cut
+    assert [message.partition(":")[0] for message in caplog.messages] == [str(sample.path)] * 4
+
+
+def test_frames_are_not_kept(tmp_path):
+    frame = pk.datasets.as_samples(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))[0]
+    cache = pk.ImageCache(tmp_path / "cache")
+    assert (cache.image(frame, TRANSFORM) == TRANSFORM.image(frame)).all()
+    assert not (tmp_path / "cache").exists()

@@ -80,3 +80,11 @@ def test_regions_touch_at_corners_but_not_across_images():
     assert shares[0, 0, 0] == shares[0, 1, 1] == pytest.approx(1 / 4)  # one of two regions, half of it
     assert shares[1, 0, 0] == pytest.approx(1 / 2)
     assert shares.sum() == pytest.approx(1)
+
+
+def test_a_perfect_pro_is_1_and_not_more():
+    """Of 3 regions the shares, of 32 bits, sum up to a little more than 1."""
+    for regions in range(1, 40):
+        masks = np.zeros((regions, 9, 9), dtype=bool)
+        masks[:, 2:5, 1:8] = True
+        assert pixel_metrics(masks.astype(np.float32), masks)["full_pro"] == 1

@@ -130,3 +130,31 @@ def test_pickles_in_predictions_are_refused(tmp_path):
     np.savez(tmp_path / "part.npz", names=np.array([object()]), mask_rule="inside", weights="")
     with pytest.raises(pk.ResultsError, match="cannot read predictions"):
         pk.Predictions.load(tmp_path / "part.npz")
+
+
+def test_images_without_masks_are_named(tmp_path):
+    some = predictions([0, 1, 1], None, unmasked=("test/dent/001.png", "test/dent/002.png"))
+    reason = "pixel metrics: needs a mask of every defective image, and test/dent/001.png and 1 more have none"
+    assert reason in pk.evaluate(some)["undefined"]
+    some.save(tmp_path / "part.npz")
+    assert pk.Predictions.load(tmp_path / "part.npz").unmasked == some.unmasked
+    one = predictions([0, 1], None, unmasked=("test/dent/001.png",))
+    assert "and test/dent/001.png has none" in pk.evaluate(one)["undefined"]
+
+
+def test_files_of_earlier_versions(tmp_path):
+    predictions([0, 1]).save(tmp_path / "part.npz")
+    with np.load(tmp_path / "part.npz") as file:
+        np.savez(tmp_path / "old.npz", **{key: file[key] for key in file if key != "unmasked"})
+    assert pk.Predictions.load(tmp_path / "old.npz").unmasked == ()
+
+
+def test_a_threshold_that_calls_all_defective_says_so():
+    scores = np.r_[14.0, 20, 26, 32, np.linspace(12, 40, 37)].astype(np.float32)
+    some = pk.Predictions(
+        scores, np.zeros((41, 4, 4), "f4"), np.r_[[0] * 4, [1] * 37], None, tuple(map(str, range(41)))
+    )
+    assert some.image_threshold == 12
+    assert pk.evaluate(some)["image_false_alarms"] == 1
+    assert pk.evaluate(predictions([0, 1, 1, 0]))["image_false_alarms"] == 0
+    assert pk.evaluate(predictions([1, 1]))["image_false_alarms"] is None
