@@ -10,16 +10,19 @@ import subprocess
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 import patchcore_kit as pk
+from patchcore_kit.images import BITS, IMAGE_SUFFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DATA = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def bash(command, folder):
@@ -91,13 +94,31 @@ def test_python(tmp_path, monkeypatch):
     assert len(list(Path("pictures").iterdir())) == 12
 
 
-def test_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)]+)\)", README):
+def test_python_of_the_page_on_data(tmp_path, monkeypatch):
+    pk.draw_sample_data(tmp_path / "data/sample", ("pill",), train=4, good=2, defective=2, progress=False)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("".join(blocks("python", DATA)), names)
+    assert names["laid"].shape == (256, 256) and np.isnan(names["laid"][0]).all() and names["laid"][128, 128] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"), [(README, REPOSITORY), (DATA, REPOSITORY / "docs")], ids=["README", "data"]
+)
+def test_links_lead_somewhere(text, folder):
+    for link in re.findall(r"\]\(([^)]+)\)", text):
         if link.startswith("#"):
-            headings = [h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)]
+            headings = [h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
             assert link[1:] in headings
         elif not link.startswith("https://"):
-            assert (REPOSITORY / link).exists()
+            assert (folder / link).exists()
+
+
+def test_the_page_on_data_names_what_there_is():
+    assert all(
+        f"`{suffix}`" in DATA or suffix in (".png", ".bmp", ".tif", ".tiff", ".webp") for suffix in IMAGE_SUFFIXES
+    )
+    assert {int(bits) for bits in re.findall(r"\b(8|10|12|14|16|24|31|32)\b", DATA)} >= set(BITS)
 
 
 def test_every_option_of_the_table_exists():
