@@ -150,7 +150,7 @@ def load_category(root: Path | str, name: str) -> Category:
     notes = Notes()
     with _listing(path):
         category = Category(name, path, _train(path, notes), _test(path, notes))
-        _check_other_folders(category, notes)
+        _check_beside(category, notes)
     if not category.train and not category.test:
         raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {_kinds()}")
     for sample in category.test:
@@ -405,12 +405,16 @@ def _masks(kind: Path, images: list[Path], folder: Path, notes: Notes) -> dict[P
     return masks
 
 
-def _check_other_folders(category: Category, notes: Notes) -> None:
-    """What lies beside train, test and ground_truth: refused where it is one of them misspelt, else noted."""
+def _check_beside(category: Category, notes: Notes) -> None:
+    """What lies beside train, test and ground_truth: refused if it is one of them misspelt, or masks, else noted.
+
+    Masks are refused only where images lack theirs.
+    """
     read = [category.path / name for name in ("train", "test", "ground_truth")]
     unmasked = next((sample for sample in category.test if sample.label == 1 and not sample.mask_path), None)
-    layout = f"{category.path / 'ground_truth'}/<defect>/<image>_mask.png"
-    for folder in _folders(category.path):
+    layout = f"{read[2]}/<defect>/<image>_mask.png"
+    left_out, folders = _scan(category.path, notes)
+    for folder in folders:
         same = next((place for place in read if _letters(place.name) == _letters(folder.name)), None)
         if folder in read or (same and same.exists() and same.samefile(folder)) or not _first_image(folder):
             continue
@@ -418,16 +422,16 @@ def _check_other_folders(category: Category, notes: Notes) -> None:
             raise DataError(f"{folder} is not read: rename it to {same.name}")
         if _letters(folder.name) in MASKS and unmasked:
             raise DataError(f"the masks in {folder} are not read: move them to {layout}")
-        notes.add(folder, "left out: of a category, train, test and ground_truth are read")
-    if not unmasked:
-        return
-    loose = _scan(category.path / "ground_truth", notes)[0] if (category.path / "ground_truth").is_dir() else []
-    if loose:
+        left_out.append(folder)
+    loose = _scan(read[2], notes)[0] if read[2].is_dir() else []
+    if loose and unmasked:
         raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
-    for folder in {unmasked.path.parent, category.path / "ground_truth" / unmasked.defect, category.path}:
+    for place in left_out + loose:
+        notes.add(place, "left out: of a category, the folders in train, test and ground_truth are read")
+    for folder in (unmasked.path.parent, read[2] / unmasked.defect, category.path) if unmasked else ():
         for file in sorted(folder.glob("*.json")):
             with file.open("rb") as content:
-                if re.search(rb'"(shapes|segmentation)"', content.read(100_000)):
+                if re.search(rb'"(shapes|segmentation)"', content.read(100_000)):  # LabelMe's, COCO's
                     raise DataError(
                         f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
                     )

@@ -200,11 +200,11 @@ def read_rgb(
 
 
 def largest_value(source: Path | Frame) -> int:
-    """The largest value in an image of any number of bits. Raises DataError as `read_rgb`."""
+    """The largest value in an image of more than 8 bits. Raises DataError as `read_rgb`."""
     if isinstance(source, np.ndarray):
         return int(source.max())
     with opened(source) as image:
-        return int(deep_values(image, source)[0].max()) if value_bits(image) > 8 else max(np.ravel(image.getextrema()))
+        return int(deep_values(image, source)[0].max())
 
 
 def bits_for(largest: int) -> int:

@@ -85,8 +85,9 @@ class Transform:
 
     def whole(self, size: tuple[int, int]) -> tuple[int, int]:
         """The `resize` that shows all of an image of (H, W), its shorter side as long as before, without a crop."""
-        factor = self.resize / min(size) if isinstance(self.resize, int) else None
-        return tuple(round(side * factor) for side in size) if factor else self.resize
+        if not isinstance(self.resize, int):
+            return self.resize
+        return tuple(round(side * self.resize / min(size)) for side in size)
 
     def place(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Lay a map (h, w), or a mask, onto its photograph of (H, W) as shown: (H, W) float32, NaN outside the crop.

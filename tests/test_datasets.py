@@ -350,12 +350,17 @@ def test_outlines_are_refused_where_masks_are_missing(part, content):
     assert len(pk.load_category(part.parent, "part").test) == 3
 
 
-def test_folders_that_are_not_read_are_told(part, noise, caplog):
+def test_what_lies_beside_is_told(part, noise, caplog):
     save(part / "validation/good/000.png", noise)
+    save(part / "overview.jpg", noise)
+    save(part / "ground_truth/legend.png", noise)
     (part / "notes").mkdir()
     (part / "readme.txt").touch()
     pk.load_category(part.parent, "part")
-    assert caplog.messages == [f"{part / 'validation'}: left out: of a category, train, test and ground_truth are read"]
+    assert caplog.messages == [
+        f"{part / 'overview.jpg'} (and 2 more): left out: of a category, the folders in train, test and ground_truth "
+        "are read"
+    ]
 
 
 def test_masks_of_loco(part, noise):
