@@ -41,6 +41,8 @@ LITTER = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume infor
 GOOD = ("good", "ok", "okay", "normal", "pass", "passed", "nominal", "io")  # what people call it, letters only
 MASKS = ("mask", "masks", "gt", "groundtruth", "groundtruths", "label", "labels", "annotation", "annotations",
          "segmentation", "segmentations")  # fmt: skip
+NO_DEFECTS = ("mask", "masks", "gt", "groundtruth", "groundtruths")  # but folders of masks, in test
+PERHAPS = ("label", "labels", "seg", "segmentation")  # endings that photographs may have as well
 MASK_ENDING = re.compile(r"[ _.-](mask|masks|gt|ground[ _-]?truth|label|labels|seg|segmentation)$")
 
 
@@ -135,7 +137,7 @@ def load_category(root: Path | str, name: str) -> Category:
     are read, good images under another name than `good`, broken links, an image whose header cannot be read, a mask
     without an image, and a mask of another size than its image.
     """
-    root = user_path(root)
+    root, name = user_path(root), str(name)
     names = list_categories(root)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
@@ -171,7 +173,8 @@ def load_folder(folder: Path | str) -> list[Sample]:
         images, folders = _scan_images(folder, notes)
         inside = [below for below in folders if _first_image(below)]
         if not images:
-            hint = f"name one of its folders, as {inside[0].name}" if inside else _kinds()
+            best = min(inside, key=lambda below: (_letters(below.name) in MASKS, below.name != "train"), default=None)
+            hint = f"name one of its folders, as {_first_image(best).parent}" if best else _kinds()
             raise DataError(f"no images in {folder}: {hint}")
         for below in inside:
             notes.add(below, "a folder of images within the one that is read, which is left out")
@@ -193,10 +196,12 @@ def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame
         return load_folder(path) if path.is_dir() else as_samples([path])
     if isinstance(images, Sample) or is_frame(images):
         images = [images]
-    things = [_on_disk(image) for image in images] if _is_listed(images) else [None]
+    listed = isinstance(images, Iterable) and not isinstance(images, Mapping) and getattr(images, "ndim", 1) > 0
+    things = [_on_disk(image) for image in images] if listed else [None]
     if not all(isinstance(thing, Sample | Path | np.ndarray | Image.Image) for thing in things):
+        given = " ".join(repr(images).split())
         raise SettingsError(
-            f"{images!r:.60} are no images: give samples (category.train), image files, a folder of them, or frames"
+            f"{given:.60} are no images: give samples (category.train), image files, a folder of them, or frames"
         )
     names = _names([thing for thing in things if isinstance(thing, Path)])
     samples = []
@@ -208,10 +213,6 @@ def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame
             thing = Sample(name, None, defect=None, frame=check_frame(thing, name))
         samples.append(thing)
     return samples
-
-
-def _is_listed(images: object) -> bool:
-    return isinstance(images, Iterable) and not isinstance(images, Mapping)
 
 
 def _on_disk(image: object) -> object:
@@ -278,16 +279,19 @@ def _scan_images(folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
     for image in images:
         first.setdefault(_key(image.stem), image)
     for key, image in first.items():
-        of = first.get(MASK_ENDING.sub("", key), image)
-        if of is not image:
+        ending = MASK_ENDING.search(key)
+        of = first.get(key[: ending.start()]) if ending else None
+        if of and ending[1] in PERHAPS:
+            notes.add(image, f"is taken as an image of its own: if it is the mask of {of.name}, move it away", "mask")
+        elif of:
             raise DataError(
                 f"{image} is among the images, but looks like the mask of {of.name}: move masks to "
                 "ground_truth/<defect> of the category, or elsewhere"
             )
-    if len(first) < len(images):
-        twice = next(image for image in images if first[_key(image.stem)] is not image)
-        other = first[_key(twice.stem)].name
-        notes.add(twice, f"has the name of {other}: if one of them is no image, remove it", "twice")
+    for image in images:
+        other = first[_key(image.stem)]
+        if other.stem == image.stem and other is not image:
+            notes.add(image, f"has the name of {other.name}: if one of them is no image, remove it", "twice")
     return images, folders
 
 
@@ -356,7 +360,7 @@ def _test(category: Path, notes: Notes) -> list[Sample]:
             raise DataError(
                 f"{kind} would count as a defect, but seems to hold good images: rename it to {folder / 'good'}"
             )
-        if images and _letters(kind.name) in MASKS:
+        if images and _letters(kind.name) in NO_DEFECTS and kind not in masks:
             raise DataError(
                 f"{kind} would count as a defect, but seems to hold masks: move them to "
                 f"{category / 'ground_truth'}/<defect>, or elsewhere"
@@ -368,11 +372,13 @@ def _test(category: Path, notes: Notes) -> list[Sample]:
 
 def _mask_folders(category: Path, kinds: list[Path]) -> dict[Path, Path]:
     """Folder of a kind of test image -> folder of its masks. Raises DataError for masks without images."""
-    by_key = {_key(kind.name): kind for kind in kinds}
-    folders = {}
-    for masked in _folders(category / "ground_truth") if (category / "ground_truth").is_dir() else []:
-        kind = by_key.get(_key(masked.name))
-        if kind:
+    masked_kinds = _folders(category / "ground_truth") if (category / "ground_truth").is_dir() else []
+    exact = {kind.name: kind for kind in kinds}
+    loose = {_key(kind.name): kind for kind in kinds if kind.name not in {masked.name for masked in masked_kinds}}
+    folders: dict[Path, Path] = {}
+    for masked in masked_kinds:
+        kind = exact.get(masked.name) or loose.get(_key(masked.name))
+        if kind and kind not in folders:
             folders[kind] = masked
         elif _first_image(masked):
             raise DataError(f"masks in {masked} have no images: add {category / 'test' / masked.name} or remove them")
@@ -428,13 +434,11 @@ def _check_beside(category: Category, notes: Notes) -> None:
         raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
     for place in left_out + loose:
         notes.add(place, "left out: of a category, the folders in train, test and ground_truth are read")
-    for folder in (unmasked.path.parent, read[2] / unmasked.defect, category.path) if unmasked else ():
-        for file in sorted(folder.glob("*.json")):
-            with file.open("rb") as content:
-                if re.search(rb'"(shapes|segmentation)"', content.read(100_000)):  # LabelMe's, COCO's
-                    raise DataError(
-                        f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
-                    )
+    for file in (file for depth in ("", "*/", "*/*/") for file in sorted(category.path.glob(f"{depth}*.json"))):
+        if unmasked and re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
+            raise DataError(
+                f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
+            )
 
 
 def _check_sizes(sample: Sample) -> None:

@@ -241,6 +241,8 @@ class PatchCore:
         for sample, share in zip(samples, masks.mean(axis=(1, 2)), strict=True):
             if share > 0.5:
                 why = "more than half of what is seen counts as defect: if that is wrong, invert the mask"
+            elif share and sample.label == 0:
+                why = "the mask of a good image is not empty, so pixels of it count as defect"
             elif share or sample.label == 0:
                 continue
             elif not np.any(read_mask(sample.mask_path)):
@@ -354,9 +356,10 @@ class PatchCore:
             reweight=extras.get("reweight", 0),
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
-            bits=transform.bits,
+            bits=bits,
             progress=progress,
         )
+        detector.transform = transform
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
         detector.train_names_ = tuple(extras.get("training_images", ()))
         named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>

@@ -54,5 +54,6 @@ def whole_number(name: str, value: int, least: int, most: int = 2**63 - 1) -> in
     except TypeError:
         number = least - 1
     if not least <= number <= most:
-        raise SettingsError(f"{name} is {value!r}: it must be a whole number from {least} on")
+        to = f"to {most}" if most < 2**63 - 1 else "on"
+        raise SettingsError(f"{name} is {value!r}: it must be a whole number from {least} {to}")
     return number

@@ -22,15 +22,15 @@ from patchcore_kit.notes import Notes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 BITS = (8, 10, 12, 14, 16, 24, 31, 32)  # that a data set's values may have, from its largest
-LEVELS = 16  # fewer of them left of an image's values are worth a word
+LEVELS = 16  # left of an image's values, or fewer, are worth a word
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that are shown with width and height exchanged
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _PLANES, _REDUCED = 274, 258, 262, 339, 284, 254  # tags
 
 # of large photographs, which Pillow calls a possible attack; those twice as large it refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-Frame = np.ndarray | Image.Image
-"""A picture in memory: uint8 or uint16 of (H, W), (H, W, 1) or (H, W, 3), in RGB order, or any PIL image."""
+Frame = np.ndarray | Image.Image | bytes
+"""A picture in memory: uint8 or uint16 of (H, W), (H, W, 1) or (H, W, 3), as RGB; any PIL image; a file's bytes."""
 
 
 def is_frame(thing: object) -> bool:
@@ -41,13 +41,21 @@ def is_frame(thing: object) -> bool:
 
 
 def check_frame(frame: Frame, name: str) -> Frame:
-    """A frame as it is read. Raises DataError for arrays of other types and shapes."""
+    """A frame as it is read. Raises DataError for arrays of other types and shapes, and PIL images that are closed."""
     if isinstance(frame, Image.Image):
-        return frame
-    if frame.dtype not in (np.uint8, np.uint16) or not is_frame(frame) or not frame.size or frame.shape[2:] == (4,):
+        if not getattr(frame, "tile", None) or frame.tell() > 0:
+            return frame
+        try:  # only opened yet: Pillow would halve 16-bit colours, and the file says more than its pixels
+            frame.fp.seek(0)
+            return frame.fp.read()
+        except (ValueError, AttributeError, OSError):
+            raise DataError(f"{name} was closed before it was read: load it first, or give its path") from None
+    deep = frame.dtype.kind == "u" and frame.dtype.itemsize == 2
+    if not (deep or frame.dtype == np.uint8) or not is_frame(frame) or not frame.size or frame.shape[2:] == (4,):
         raise DataError(
             f"{name} is an array of {frame.dtype} {frame.shape}: give uint8 or uint16 of (H, W) or (H, W, 3), as RGB"
         )
+    frame = frame.astype(np.uint16, copy=False) if deep else frame  # in this machine's order of bytes
     return frame[..., 0] if frame.shape[2:] == (1,) else frame
 
 
@@ -65,11 +73,11 @@ class Header:
     pages: int = 1
 
 
-def read_header(source: Path | Frame) -> Header:
-    """The header of an image file, or of a frame. Raises DataError as `read_rgb`."""
+def read_header(source: Path | Frame, name: object = None) -> Header:
+    """The header of an image file, or of a frame; name: what to call it. Raises DataError as `read_rgb`."""
     if isinstance(source, np.ndarray):
         return Header(source.shape[1::-1], 8 * source.itemsize)
-    with opened(source) as image:
+    with opened(source, name=name) as image:
         turned = image.format != "TIFF" and _orientation(image) in _SWAPPED  # Pillow has turned a TIFF's size already
         size = image.size[::-1] if turned else image.size
         return Header(size, value_bits(image), image.has_transparency_data, len(list(pages(image))))
@@ -98,32 +106,42 @@ def pages(image: Image.Image) -> Iterator[int]:
 
 
 @contextmanager
-def opened(source: Path | Frame, content: bytes | None = None) -> Iterator[Image.Image]:
+def opened(source: Path | Frame, content: bytes | None = None, name: object = None) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow raises, then or while it decodes, becomes a DataError naming the file.
 
     Files are never opened by their path, for then Pillow maps uncompressed ones into memory, and turned TIFFs wrongly.
     """
-    if isinstance(source, np.ndarray):
-        yield Image.fromarray(source)
-    elif isinstance(source, Image.Image):
-        yield source.copy()  # which may then be turned in place
-    else:
-        try:
+    name = name or (source if isinstance(source, Path) else "an image in memory")
+    content = source if isinstance(source, bytes) else content
+    try:
+        if isinstance(source, np.ndarray):
+            yield Image.fromarray(source)
+        elif isinstance(source, Image.Image):
+            yield _copied(source)
+        else:
             with (
                 io.BytesIO(content) if content is not None else source.open("rb") as file,
-                _identified(file, source) as image,
+                _identified(file, name) as image,
             ):
                 yield image
-        except DataError:
-            raise
-        except FileNotFoundError:
-            raise DataError(f"no file {source}: check its name, or list its folder again if it was removed") from None
-        # Pillow's decoders raise all of these for files that are damaged or truncated
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-            raise DataError(f"cannot read image {source} ({error}): replace it or remove it") from None
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"no file {name}: check its name, or list its folder again if it was removed") from None
+    # Pillow's decoders raise all of these for files that are damaged or truncated
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise DataError(f"cannot read image {name} ({error}): replace it or remove it") from None
 
 
-def _identified(file: BinaryIO, path: Path) -> Image.Image:
+def _copied(image: Image.Image) -> Image.Image:
+    """Somebody else's image, which may then be turned in place; of grey TIFFs with what says where white is."""
+    copy = image.copy()
+    if image.format == "TIFF" and image.mode.startswith("I"):
+        copy.info["tag_v2"] = image.tag_v2
+    return copy
+
+
+def _identified(file: BinaryIO, name: object) -> Image.Image:
     try:
         return Image.open(file)
     except UnidentifiedImageError:
@@ -137,10 +155,12 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
             what = "it is a web page or other text, as a failed download leaves it"
         else:
             what = "it is no image, or of a kind that is not read"
-        raise DataError(f"cannot read image {path} ({what}): replace it or remove it") from None
+        raise DataError(f"cannot read image {name} ({what}): replace it or remove it") from None
+    except TypeError as error:  # a TIFF without dimensions
+        raise DataError(f"cannot read image {name} ({error}): replace it or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            f"cannot read image {path} ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"cannot read image {name} ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
 
 
@@ -184,9 +204,9 @@ def read_rgb(
     name = name or (source if isinstance(source, Path) else "an image in memory")
     told = Notes() if notes is None else notes
     if isinstance(source, np.ndarray) and source.dtype == np.uint16:
-        image = _upper_8_bits(source, False, bits, told, name)
+        image = _upper_8_bits(source, False, bits, told, name).convert("RGB")
     else:
-        with opened(source, content) as image:
+        with opened(source, content, name) as image:
             if image.mode == "F":
                 raise DataError(f"{name} holds floating-point pixels, of unknown range: save it with 8 or 16 bits")
             if value_bits(image) > 8:
@@ -194,17 +214,20 @@ def read_rgb(
             else:
                 ImageOps.exif_transpose(image, in_place=True)  # a copy costs a tenth of the decoding, and so below
                 image.load()
+            if image.mode in ("La", "RGBa"):  # premultiplied, of which Pillow knows one way out
+                image = image.convert("LA" if image.mode == "La" else "RGBA")
+            image = image if image.mode == "RGB" else image.convert("RGB")
     if notes is None:
         told.tell()
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image
 
 
-def largest_value(source: Path | Frame) -> int:
+def largest_value(source: Path | Frame, name: object = None) -> int:
     """The largest value in an image of more than 8 bits. Raises DataError as `read_rgb`."""
     if isinstance(source, np.ndarray):
         return int(source.max())
-    with opened(source) as image:
-        return int(deep_values(image, source)[0].max())
+    with opened(source, name=name) as image:
+        return int(deep_values(image, name or source)[0].max())
 
 
 def bits_for(largest: int) -> int:
@@ -220,7 +243,7 @@ def _upper_8_bits(values: np.ndarray, white_is_zero: bool, bits: int | None, not
     white = 2**bits - 1
     if highest > white:
         notes.add(name, f"holds values up to {highest}, which are cut at {white}, the white of {bits} bits", "cut")
-    if (levels := (highest - lowest) * 256 // 2**bits + 1) < LEVELS <= highest - lowest:
+    if (levels := (highest - lowest) * 256 // 2**bits + 1) <= LEVELS <= highest - lowest:
         notes.add(name, f"of {highest - lowest + 1} grey levels {levels} are left when {white} is white", "levels")
     upper = (values >> (bits - 8)).clip(max=255).astype(np.uint8)
     return Image.fromarray(255 - upper if white_is_zero else upper)
@@ -231,9 +254,10 @@ def deep_values(image: Image.Image, name: object) -> tuple[np.ndarray, bool]:
     if not image.mode.startswith("I"):
         return _deep_colour(image, name), False
     white_is_zero, unsigned = False, False
-    if image.format == "TIFF":  # Pillow turns white and black of 8 bits only, and takes all of 32 as signed
-        white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
-        unsigned = image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1
+    tags = getattr(image, "tag_v2", image.info.get("tag_v2"))
+    if tags is not None:  # a TIFF: Pillow turns white and black of 8 bits only, and takes all of 32 as signed
+        white_is_zero = tags.get(_PHOTOMETRIC) == 0
+        unsigned = tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
     ImageOps.exif_transpose(image, in_place=True)
     values = np.asarray(image)
     if unsigned and values.dtype == np.int32:

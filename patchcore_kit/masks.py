@@ -15,7 +15,6 @@ from patchcore_kit.errors import DataError
 from patchcore_kit.files import user_path
 from patchcore_kit.images import IMAGE_SUFFIXES, deep_values, opened, pages, value_bits
 
-LOSSY = ("JPEG", "MPO")  # formats that change values
 NOISE = 8  # grey levels by which they do
 
 
@@ -31,10 +30,11 @@ def read_mask(path: Path | str) -> Image.Image:
 
     Colours are looked up first. The background is black where there is black, else what is most frequent along the
     border; a mask of one colour other than black is all defect. Where values are what they were drawn with, everything
-    but the background is defect, whatever its colour or number. Where they are not, in JPEG and where they rise
-    gradually at the edges, it is what differs from the background by half as much as the palest region does. A mask
-    of one colour whose shape is in its alpha channel is read from there; what is transparent is background. The pages
-    of a file and the files of a folder are joined.
+    but the background is defect, whatever its colour or number; of shades at smooth edges, what differs from the
+    background by half as much as the labels do. Where values are not what they were drawn with, in JPEG, it is what
+    differs by half as much as the strongest nearby; in a blurred mask, by half of the most. A mask of one colour whose
+    shape is in its alpha channel is read from there; what is transparent is background. The pages of a file and the
+    files of a folder are joined.
 
     Raises DataError as `read_rgb`, and for pages or files of different sizes.
     """
@@ -60,13 +60,20 @@ def _layers(path: Path) -> Iterator[np.ndarray]:
                 yield _defect(~values if white_is_zero else values)
                 continue
             ImageOps.exif_transpose(image, in_place=True)
-            lossy = image.format in LOSSY
+            lossy = _is_lossy(image, path)
             values = _colours(image)
             defect = values > 0
             usual = (
                 not lossy and values.ndim == 2 and np.array_equal(defect, values == values.max()) and not defect.all()
             )
             yield defect if usual else _defect(values, lossy)  # black and one grey: at once
+
+
+def _is_lossy(image: Image.Image, path: Path) -> bool:
+    """Whether the format of a file has changed the values: JPEG, also within a TIFF, and one of WebP's two kinds."""
+    if image.format == "WEBP":
+        return b"VP8 " in path.read_bytes()  # the name of a part, VP8L in the other kind
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
 
 
 def _colours(page: Image.Image) -> np.ndarray:
@@ -76,9 +83,10 @@ def _colours(page: Image.Image) -> np.ndarray:
     if not page.has_transparency_data:
         return np.asarray(page.convert("RGB"))
     *colours, alpha = (np.asarray(band) for band in page.convert("RGBA").split())
-    if alpha.min() < 255 and all(band.min() == band.max() for band in colours):
-        return alpha  # one colour: its shape
-    return np.dstack(colours) * (alpha > 0)[..., None]
+    shown = np.dstack(colours)
+    if alpha.min() < 255 and (not shown[alpha > 0].any() or not np.ptp(shown, axis=(0, 1)).any()):
+        return alpha  # one colour, or black: its shape
+    return shown * (alpha > 0)[..., None]
 
 
 def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
@@ -88,12 +96,14 @@ def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
     strongest = distance.max()
     if strongest <= (NOISE if lossy else 0):  # one colour
         return np.full(distance.shape, bool(values.max() > (NOISE if lossy else 0)))
-    if not lossy and not _has_ramps(distance) and not _has_noise(distance):
-        return distance > 0
-    # regions, away from their edges; JPEG and shades reach anywhere below
-    even = scipy.ndimage.maximum_filter(distance, 7) - scipy.ndimage.minimum_filter(distance, 7) <= strongest / 32
-    regions = distance[even & (distance >= strongest / 8)]
-    return distance >= (np.percentile(regions, 1) if len(regions) else strongest) / 2
+    if _is_soft(distance):
+        return distance >= strongest / 2
+    if lossy or _has_residue(distance):
+        near = scipy.ndimage.maximum_filter(distance, 7)  # the regions that a pixel may be the edge of
+        return (distance >= near / 2) & (distance >= min(strongest / 2, max(strongest / 6, 3 * NOISE)))
+    shades = _shades(distance)
+    drawn = distance[(distance > 0) & ~shades]
+    return (distance > 0) & (~shades | (distance >= np.percentile(drawn, 10) / 2))
 
 
 def _background(values: np.ndarray, step: int) -> np.ndarray:
@@ -106,21 +116,38 @@ def _background(values: np.ndarray, step: int) -> np.ndarray:
     return border[(border // step == steps[counts.argmax()]).all(axis=1)].mean(axis=0)
 
 
-def _has_ramps(distance: np.ndarray) -> bool:
-    """Whether most pixels beside the background have something stronger beside them: the edges are smooth."""
-    edge = (distance > 0) & (scipy.ndimage.minimum_filter(distance, 3) == 0)
-    return bool((scipy.ndimage.maximum_filter(distance, 3) > distance)[edge].mean() > 0.5)
+def _shades(distance: np.ndarray) -> np.ndarray:
+    """(H, W) bool: values that nearly all lie between something weaker and something stronger, as at smooth edges."""
+    _, value, counts = np.unique(distance, return_inverse=True, return_counts=True)
+    between = (scipy.ndimage.minimum_filter(distance, 5) < distance) & (
+        distance < scipy.ndimage.maximum_filter(distance, 5)
+    )
+    return (np.bincount(value.ravel(), between.ravel()) > 0.9 * counts)[value].reshape(distance.shape)
 
 
-def _has_noise(distance: np.ndarray) -> bool:
-    """Whether there is nearly only pale and strong, and the pale is no region of 2x2 pixels: it was JPEG before."""
+def _is_soft(distance: np.ndarray) -> bool:
+    """Whether the values rise so slowly, over several pixels, that no edge can be seen: a blurred mask, a heat map."""
     strongest = distance.max()
-    pale = (distance > 0) & (distance <= strongest / 4)
-    between = (distance > strongest / 4) & (distance < strongest * 3 / 4)
-    if strongest < 64 or not pale.any() or between.sum() > 0.1 * (distance > strongest / 4).sum():  # below: numbers
+    middle = (distance > strongest / 8) & (distance < strongest * 7 / 8)
+    counts, _ = np.histogram(distance[middle], 12, (0, strongest))
+    step = scipy.ndimage.maximum_filter(distance, 3) - scipy.ndimage.minimum_filter(distance, 3)
+    slow = ((step > 0) & (step <= strongest / 4))[middle]
+    return bool(slow.size and slow.mean() > 0.8 and counts.max() < 0.4 * slow.size)
+
+
+def _has_residue(distance: np.ndarray) -> bool:
+    """Whether a lossless file was JPEG before: a little of many values near the background and near the strongest.
+
+    Of few values, they are no regions of 2x2 pixels, as drawn ones are.
+    """
+    strongest = distance.max()
+    pale, strong = (distance > 0) & (distance <= strongest / 4), distance > strongest / 2
+    if strongest < 64 or np.count_nonzero(distance) - pale.sum() - strong.sum() > 0.1 * strong.sum():
+        return False  # numbers, or more than two levels
+    levels, counts = np.unique(distance[strong], return_counts=True)
+    pales, others = len(np.unique(distance[pale])), strong & (distance != levels[counts.argmax()])
+    if not others.any() or pales + len(levels) < 5:
         return False
-    border = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
-    if 0 < np.median(border) <= NOISE:  # a background that is not quite black
-        return True
-    corners = scipy.ndimage.maximum_filter(distance, 2) == scipy.ndimage.minimum_filter(distance, 2)
-    return bool(scipy.ndimage.maximum_filter(corners, 2, origin=-1)[pale].mean() < 0.5)
+    alike = scipy.ndimage.maximum_filter(distance, 2) == scipy.ndimage.minimum_filter(distance, 2)
+    regions = scipy.ndimage.maximum_filter(alike, 2, origin=-1)
+    return bool(min(pales, len(levels)) >= 8 or (regions[others].mean() < 0.7 and regions[pale].mean() < 0.5))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +94,10 @@ class Transform:
         Between the values of the map it is interpolated linearly. Raises SettingsError for a map that is not of this
         transform's size.
         """
+        values, size = np.asarray(values), tuple(size) if isinstance(size, list | tuple) else (size,)
+        if len(size) != 2:
+            raise SettingsError(f"size is {size!r}: give the photograph's height and width as it is shown")
+        size = tuple(whole_number("a side of the photograph", side, 1) for side in size)
         if values.shape != self.size:
             raise SettingsError(
                 f"the map is of {values.shape}, not of {self.size}: give it one that was made with this"
@@ -107,7 +110,7 @@ class Transform:
             places.append(np.arange(pixels) * scales[-1] + offsets[-1])
         down, across = ((at >= -0.5) & (at < cut - 0.5) for at, cut in zip(places, self.size, strict=True))
         laid = scipy.ndimage.affine_transform(
-            values.astype(np.float32), scales, offsets, tuple(size), order=1, mode="nearest", output=np.float32
+            values.astype(np.float32), scales, offsets, size, order=1, mode="nearest", output=np.float32
         )
         laid[~(down[:, None] & across)] = np.nan
         return laid
@@ -147,15 +150,14 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
     images of more than 8 bits have, by the largest value in all of them, if it does not yet.
     Raises DataError for an image that cannot be read.
     """
-    headers = [(sample, read_header(sample.source)) for sample in samples]
+    headers = [(sample, read_header(sample.source, sample.where)) for sample in samples]
     for sample, header in headers:
         if header.pages > 1:
             notes.add(sample.where, f"of its {header.pages} pages the first is read", "pages")
         if header.alpha:
             notes.add(sample.where, "its alpha channel is left out, so the colours beneath what is transparent count")
-    by_share = [(transform.seen(header.size[::-1]), sample, header.size) for sample, header in headers]
-    by_share.sort(key=itemgetter(0))
-    for share, sample, (width, height) in by_share:
+        width, height = header.size
+        share = transform.seen((height, width))
         if share < SHARE_SEEN:
             whole = transform.whole((height, width))
             notes.add(
@@ -163,12 +165,14 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
                 f"of its {width}x{height} pixels the network sees {share:.0%}, the central square: resize={whole}, "
                 f"on the command line {whole[0]}x{whole[1]}, shows it all",
                 "crop",
+                share,
             )
     deep = [(sample, header.bits) for sample, header in headers if header.bits > 8]
     if not deep or transform.bits is not None:
         return transform
     if not learn:
-        notes.add(deep[0][0].where, "has more than 8 bits, but none were learnt from: 65535 is taken as white", "bits")
+        for sample, _ in deep:
+            notes.add(sample.where, "has more than 8 bits, but none were learnt from: 65535 is taken as white")
         return transform
     largest = _largest_value(deep)
     transform = replace(transform, bits=bits_for(largest))
@@ -184,7 +188,9 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
 def _largest_value(deep: Sequence[tuple[Sample, int]]) -> int:
     """The largest value of images of more than 8 bits; of the first ones, if these need all of 16 bits already."""
     largest, most = 0, max(bits for _, bits in deep)
-    for values in read_batches([sample for sample, _ in deep], lambda sample: largest_value(sample.source), 8):
+    for values in read_batches(
+        [sample for sample, _ in deep], lambda sample: largest_value(sample.source, sample.where), 8
+    ):
         largest = max(largest, int(values.max()))
         if most == 16 and bits_for(largest) == 16:
             break

@@ -1,3 +1,4 @@
+import io
 import os
 from pathlib import Path
 
@@ -71,7 +72,17 @@ def test_samples_files_and_folders(tmp_path, noise):
     for images in (tmp_path, str(tmp_path), path, [path], [str(path)], iter([path]), (path,), {path}):
         assert [(s.path, s.label) for s in as_samples(images)] == [(path, -1)]
     assert as_samples([sample]) == as_samples(sample) == as_samples(s for s in [sample]) == [sample]
-    for wrong in (3, None, pk.Category("a", tmp_path, [], []), [3], [None], {"a": path}, [[path]], torch.zeros(2, 3)):
+    for wrong in (
+        3,
+        None,
+        pk.Category("a", tmp_path, [], []),
+        [3],
+        [None],
+        {"a": path},
+        [[path]],
+        torch.zeros(2, 3),
+        np.array(3),
+    ):
         with pytest.raises(pk.SettingsError, match="are no images: give samples"):
             as_samples(wrong)
 
@@ -88,7 +99,8 @@ def test_frames_are_named_by_their_number(noise):
     pillow = Image.fromarray(noise)
     for images, count in (
         (noise, 1), (grey, 1), (pillow, 1), ([noise, grey, pillow], 3), (np.stack([noise] * 4), 4),
-        (np.stack([grey] * 5), 5), ((frame for frame in [grey[..., None], noise.astype(np.uint16)]), 2),
+        (np.stack([grey] * 5), 5), (noise.astype(">u2")[::-1], 1),
+        ((frame for frame in [grey[..., None], noise.astype(np.uint16)]), 2),
     ):  # fmt: skip
         samples = as_samples(images)
         assert [(s.name, s.path, s.label) for s in samples] == [(f"frame {i}", None, -1) for i in range(count)]
@@ -137,8 +149,9 @@ def test_a_frame_is_what_its_file_gives(tmp_path, noise):
 def test_images_that_lie_too_deep(part, noise):
     save(part / "train/good/early shift/000.png", noise)
     fails(part, r"early shift holds images too deep to be read")
-    with pytest.raises(pk.DataError, match="name one of its folders, as "):
-        pk.load_folder(part / "test")
+    for folder, hint in ((part / "test", "test/dent"), (part, "train/good"), (part.parent, "part/")):
+        with pytest.raises(pk.DataError, match=f"name one of its folders, as .*{hint}"):
+            pk.load_folder(folder)
     with pytest.raises(pk.DataError, match="no folder"):
         pk.load_folder(part / "nowhere")
 
@@ -288,7 +301,9 @@ def test_image_files_that_are_not_read_are_told(part, noise, caplog):
     )
 
 
-@pytest.mark.parametrize("mask", ["000_mask.png", "000_GT.PNG", "000-mask.bmp", "000 label.png", "000_seg.tif"])
+@pytest.mark.parametrize(
+    "mask", ["000_mask.png", "000_GT.PNG", "000-mask.bmp", "000 masks.png", "000.ground_truth.tif"]
+)
 @pytest.mark.parametrize("split", ["train/good", "test/dent"])
 def test_masks_among_images_are_refused(part, noise, split, mask):
     save(part / split / mask, noise)
@@ -299,6 +314,17 @@ def test_masks_among_images_are_refused(part, noise, split, mask):
     (part / split / "000.png").unlink()
     if split == "train/good":
         assert [s.path.name for s in pk.load_category(part.parent, "part").train] == [mask]  # then it is only a name
+
+
+def test_photographs_that_are_named_like_masks_are_told(part, noise, caplog):
+    """As of another side of the part: they may be what they say."""
+    save(part / "train/good/000_label.png", noise)
+    save(part / "test/dent/002_seg.png", noise)
+    category = pk.load_category(part.parent, "part")
+    assert len(category.train) == 2 and len(category.test) == 4
+    (line,) = caplog.messages
+    path = part / "test/dent/002_seg.png"
+    assert line == f"{path} (and 1 more): is taken as an image of its own: if it is the mask of 002.png, move it away"
 
 
 def test_two_images_of_one_name_are_told(part, noise, caplog):
@@ -331,8 +357,28 @@ def test_other_spellings_of_the_folders_are_refused(part, folder):
 
 
 def test_masks_among_the_defects_are_refused(part, noise):
+    save(part / "test/label/000.png", noise)  # which may be missing from a part: a defect
+    assert pk.load_category(part.parent, "part").test[-1].defect == "label"
     save(part / "test/masks/000.png", noise)
     fails(part, "test/masks would count as a defect, but seems to hold masks")
+    save(part / "ground_truth/masks/000_mask.png", np.zeros((40, 60), dtype=np.uint8))  # then it is one
+    assert pk.load_category(part.parent, "part").test[-1].defect == "masks"
+
+
+def test_folders_that_differ_in_case_only(part, noise):
+    for folder, value in (("Scratch", 1), ("scratch", 2)):
+        save(part / "test" / folder / "000.png", noise)
+        save(part / "ground_truth" / folder / "000_mask.png", np.full((40, 60), value, dtype=np.uint8))
+    masks = {s.defect: s.mask_path for s in pk.load_category(part.parent, "part").test}
+    for folder in ("Scratch", "scratch"):
+        assert masks[folder] == part / "ground_truth" / folder / "000_mask.png"
+    (part / "ground_truth/scratch/000_mask.png").unlink()
+    masks = {s.defect: s.mask_path for s in pk.load_category(part.parent, "part").test}
+    assert masks["scratch"] is None and masks["Scratch"] == part / "ground_truth/Scratch/000_mask.png"
+    save(part / "ground_truth/scratch/000_mask.png", np.zeros((40, 60), dtype=np.uint8))
+    (part / "test/Scratch/000.png").unlink()
+    (part / "test/Scratch").rmdir()
+    fails(part, "masks in .*ground_truth/Scratch have no images")
 
 
 def test_loose_masks_are_refused(part):
@@ -340,13 +386,17 @@ def test_loose_masks_are_refused(part):
     fails(part, r"the mask .*ground_truth/000_mask.png is not read: move it to .*ground_truth/<defect>")
 
 
+@pytest.mark.parametrize(
+    "place", ["test/dent/000.json", "annotations/instances.json", "ground_truth/_coco.json", "a.json"]
+)
 @pytest.mark.parametrize("content", ['{"version": "5.2", "shapes": []}', '{"annotations": [{"segmentation": []}]}'])
-def test_outlines_are_refused_where_masks_are_missing(part, content):
-    (part / "test/dent/000.json").write_text(content)
+def test_outlines_are_refused_where_masks_are_missing(part, content, place):
+    (part / place).parent.mkdir(exist_ok=True)
+    (part / place).write_text(content)
     assert len(pk.load_category(part.parent, "part").test) == 3
     (part / "ground_truth/dent/000_mask.png").unlink()
-    fails(part, r"the outlines in .*test/dent/000.json are not read: export them as images")
-    (part / "test/dent/000.json").write_text('{"camera": 3}')
+    fails(part, rf"the outlines in .*{place} are not read: export them as images")
+    (part / place).write_text('{"camera": 3}')
     assert len(pk.load_category(part.parent, "part").test) == 3
 
 
@@ -358,8 +408,8 @@ def test_what_lies_beside_is_told(part, noise, caplog):
     (part / "readme.txt").touch()
     pk.load_category(part.parent, "part")
     assert caplog.messages == [
-        f"{part / 'overview.jpg'} (and 2 more): left out: of a category, the folders in train, test and ground_truth "
-        "are read"
+        f"{part / 'ground_truth/legend.png'} (and 2 more): left out: of a category, the folders in train, test and "
+        "ground_truth are read"
     ]
 
 
@@ -462,3 +512,35 @@ def test_real_data_needs_no_word(mvtec, surface, caplog):
         for name in pk.list_categories(root):
             pk.load_category(root, name)
     assert caplog.messages == []
+
+
+def test_pil_images_that_are_only_opened_are_read_from_their_bytes(tmp_path, noise):
+    """Pillow itself keeps half of 16-bit colours, and of a TIFF's pixels not what they mean."""
+    inverted = tmp_path / "inverted.tif"
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(inverted, tiffinfo={262: 0})
+    wanted = np.asarray(read_rgb(inverted))
+    assert (wanted == 255 - noise[..., :1]).all()
+    stream = io.BytesIO(inverted.read_bytes())
+    image = Image.open(stream)
+    (sample,) = as_samples(image)
+    assert (Transform((40, 60)).image(sample) == wanted).all()
+    assert image.size == (60, 40) and np.asarray(image).shape == (40, 60)  # and it can still be used
+    (sample,) = as_samples(image)  # now it is loaded
+    assert (Transform((40, 60)).image(sample) == wanted).all()
+
+
+def test_pil_images_that_cannot_be_read_any_more(tmp_path, noise):
+    path = save(tmp_path / "a.png", noise)
+    with path.open("rb") as file:
+        closed = Image.open(file)
+    with pytest.raises(pk.DataError, match="frame 0 was closed before it was read: load it first, or give its path"):
+        as_samples([closed])
+    loaded = Image.open(path)
+    loaded.load()
+    loaded.close()
+    (sample,) = as_samples([loaded])
+    with pytest.raises(pk.DataError, match="cannot read image frame 0"):
+        Transform((40, 60)).image(sample)
+    (sample,) = as_samples(Image.open(io.BytesIO(path.read_bytes()[:2000])))
+    with pytest.raises(pk.DataError, match="cannot read image frame 0"):
+        Transform((40, 60)).image(sample)

@@ -425,3 +425,20 @@ def test_a_model_without_its_weights_says_which_it_needs(tmp_path, resnet18_file
     assert "starter" not in str(caught.value)
     with pytest.raises(pk.WeightsError, match="or choose the backbone 'starter'"):
         pk.load_backbone("resnet18")
+
+
+def test_a_mask_of_a_good_image_that_is_not_empty_is_told(tmp_path, detector, category, caplog):
+    Image.fromarray(np.eye(128, dtype=np.uint8) * 0 + (np.arange(128) > 100) * np.uint8(255)).save(
+        tmp_path / "mask.png"
+    )
+    good = next(sample for sample in category.test if sample.label == 0)
+    detector.predict([dataclasses.replace(good, mask_path=tmp_path / "mask.png")])
+    assert caplog.messages == [
+        f"{tmp_path / 'mask.png'}: the mask of a good image is not empty, so pixels of it count as defect"
+    ]
+
+
+def test_a_loaded_model_that_is_fitted_again_looks_again(tmp_path, random_resnet18):
+    pk.PatchCore(random_resnet18, **SMALL).fit(deep(tmp_path / "12", 12)).save(tmp_path / "model")
+    again = pk.PatchCore.load(tmp_path / "model", progress=False)
+    assert again.fit(deep(tmp_path / "14", 14)).transform.bits == 14

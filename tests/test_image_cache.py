@@ -142,8 +142,8 @@ def test_the_depth_is_part_of_an_entry_and_what_is_told_is_told_again(tmp_path, 
         for bits in (None, 10, 12, 14):
             transform = pk.Transform(36, 32, bits=bits)
             assert (cache.image(sample, transform) == transform.image(sample)).all()
-    assert len(list((tmp_path / "cache").iterdir())) == 3  # all but 10 bits, at which values are cut
-    assert [message.partition(":")[0] for message in caplog.messages] == [str(sample.path)] * 4
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of 12 and 14 bits; 10 are cut, and 16 leave 16 levels
+    assert [message.partition(":")[0] for message in caplog.messages] == [str(sample.path)] * 8
 
 
 def test_frames_are_not_kept(tmp_path):

@@ -252,3 +252,26 @@ def test_names_of_jpeg(tmp_path):
     for name in ("a.jpg", "a.JPG", "a.jpeg", "a.jpe", "a.jfif"):
         Image.fromarray(NOISE).save(tmp_path / name, format="JPEG")
     assert len({s.name for s in pk.load_folder(tmp_path)}) == 5
+
+
+def test_12_bits_that_are_taken_as_16_are_told(tmp_path, caplog):
+    read_rgb(saved(tmp_path / "full range.png", np.arange(4096, dtype=np.uint16).reshape(64, 64)))
+    assert "of 4096 grey levels 16 are left when 65535 is white" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_alpha(tmp_path, mode):
+    image = Image.fromarray(np.dstack([NOISE, np.full((40, 60), 255, dtype=np.uint8)])).convert("RGBA")
+    image = image.convert("LA").convert("La") if mode == "La" else image.convert("RGBa")
+    wanted = np.asarray(image.convert("LA" if mode == "La" else "RGBA").convert("RGB"))
+    assert (np.asarray(read_rgb(image)) == wanted).all()
+
+
+def test_a_tiff_without_dimensions(tmp_path):
+    path = saved(tmp_path / "a.tif", GREY)
+    content = path.read_bytes()
+    width = content.index(struct.pack("<HHI", 256, 4, 1))
+    path.write_bytes(content[:width] + struct.pack("<H", 65000) + content[width + 2 :])
+    for read in (read_rgb, read_header):
+        with pytest.raises(pk.DataError, match=r"cannot read image .*a.tif"):
+            read(path)

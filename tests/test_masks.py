@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from PIL import Image, ImageDraw, ImageFilter
 
 import patchcore_kit as pk
@@ -195,3 +196,73 @@ def test_turned_masks(tmp_path, name, orientation):
 def test_real_masks_are_read_as_before(mvtec, surface):
     for path in [*mvtec.glob("bottle/ground_truth/*/*.png"), *surface.glob("magnetic_tile/ground_truth/*/*")]:
         assert (np.asarray(read_mask(path)) == (np.asarray(Image.open(path)) >= 128) * 255).all(), path
+
+
+def test_labels_keep_what_is_thin_or_pale(tmp_path):
+    """Scratches of 1 pixel beside a strong label, a rim of the label 1, labels of dark colours."""
+    scratch = np.zeros((200, 200), dtype=np.uint8)
+    scratch[20:60, 20:60] = 255
+    drawn = [scratch.copy() for _ in range(3)]
+    for values, level in zip(drawn, (1, 60, 250), strict=True):
+        values[100, 20:180] = level
+        values[np.arange(110, 190), np.arange(110, 190)] = level
+    rim = Image.new("L", (200, 200))
+    ImageDraw.Draw(rim).rectangle((20, 20, 50, 50), fill=1)
+    ImageDraw.Draw(rim).rectangle((100, 100, 180, 180), fill=255, outline=255)
+    dark = Image.new("RGB", (200, 200))
+    ImageDraw.Draw(dark).line((5, 5, 190, 180), fill=(50, 0, 0))
+    ImageDraw.Draw(dark).rectangle((20, 120, 60, 180), fill=(0, 255, 0))
+    ids = scratch.astype(np.uint16) + 45
+    ids[scratch == 0] = 0
+    ids[100, 20:180] = 1
+    for image in (*map(Image.fromarray, drawn), rim, dark, Image.fromarray(ids)):
+        image.save(tmp_path / "mask.png")
+        wanted = np.asarray(image).reshape(200, 200, -1).any(axis=2)
+        assert difference(tmp_path / "mask.png", wanted) == 0
+
+
+def test_a_pale_label_beside_a_strong_one_in_jpeg_and_at_smooth_edges(tmp_path):
+    label = Image.new("RGB", (400, 400))
+    ImageDraw.Draw(label).ellipse((50, 50, 200, 180), fill=(0, 255, 0))
+    ImageDraw.Draw(label).line((20, 260, 380, 390), fill=(128, 0, 0), width=3)
+    label.save(tmp_path / "mask.jpg", quality=90)
+    assert difference(tmp_path / "mask.jpg", np.asarray(label).any(axis=2)) < 0.003
+    large = Image.new("L", (1600, 1600))
+    ImageDraw.Draw(large).ellipse((200, 200, 800, 700), fill=255)
+    ImageDraw.Draw(large).line((100, 1100, 1500, 1500), fill=100, width=12)
+    large.resize((400, 400), Image.Resampling.BOX).save(tmp_path / "mask.png")
+    assert difference(tmp_path / "mask.png", np.asarray(large.resize((400, 400), Image.Resampling.NEAREST)) > 0) < 0.005
+
+
+@pytest.mark.parametrize("quality", [20, 50, 80])
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0)])
+def test_lossy_webp_and_png_made_of_it(tmp_path, colour, quality):
+    drawn = Image.new("RGB", (500, 400))
+    ImageDraw.Draw(drawn).polygon([(50, 60), (300, 100), (200, 350)], fill=colour)
+    drawn.save(tmp_path / "mask.webp", quality=quality)
+    Image.open(tmp_path / "mask.webp").save(tmp_path / "mask.png")
+    for name in ("mask.webp", "mask.png"):
+        assert difference(tmp_path / name, np.asarray(drawn).any(axis=2)) < 0.002
+
+
+@pytest.mark.parametrize("sigma", [1, 2, 4, 6, 10])
+def test_blurred_masks_are_cut_at_half(tmp_path, sigma):
+    square = np.zeros((400, 400))
+    square[150:250, 150:250] = 255
+    blurred = scipy.ndimage.gaussian_filter(square, sigma).astype(np.uint8)
+    Image.fromarray(blurred).save(tmp_path / "mask.png")
+    assert difference(tmp_path / "mask.png", blurred >= 127.5) < 0.001
+
+
+def test_a_heat_map_is_cut_at_half(tmp_path):
+    y, x = np.mgrid[:400, :400] - 200
+    heat = (255 * np.exp(-(x**2 + y**2) / (2 * 20**2))).astype(np.uint8)
+    Image.fromarray(heat).save(tmp_path / "mask.png")
+    assert difference(tmp_path / "mask.png", heat >= 127) < 0.001
+
+
+def test_black_on_a_transparent_canvas(tmp_path):
+    canvas = np.full((100, 100, 4), (255, 255, 255, 0), dtype=np.uint8)
+    canvas[SQUARE] = (0, 0, 0, 255)
+    Image.fromarray(canvas).save(tmp_path / "mask.png")
+    assert difference(tmp_path / "mask.png") == 0

@@ -134,6 +134,12 @@ def test_a_mask_laid_back_covers_the_defect(tmp_path):
     assert (laid & (mask > 0)).sum() / (laid | (mask > 0)).sum() > 0.9
     with pytest.raises(pk.SettingsError, match=r"the map is of \(10, 10\), not of \(224, 224\)"):
         transform.place(np.zeros((10, 10)), (300, 500))
+    assert np.isnan(transform.place(torch.zeros(224, 224), [300, 500])).mean() == pytest.approx(
+        1 - transform.seen((300, 500)), abs=0.01
+    )
+    for size in ((300, 500, 3), 300, (300.5, 500), (0, 5)):
+        with pytest.raises(pk.SettingsError):
+            transform.place(np.zeros((224, 224)), size)
 
 
 def test_what_the_crop_hides_is_told_from_the_headers(tmp_path, caplog):
@@ -185,7 +191,7 @@ def test_the_depth_of_a_data_set(tmp_path, caplog, largest, bits):
 def test_a_data_set_of_all_16_bits_needs_no_word(tmp_path, caplog, monkeypatch):
     looked = []
     largest_value = pk.transforms.largest_value
-    monkeypatch.setattr(pk.transforms, "largest_value", lambda path: looked.append(path) or largest_value(path))
+    monkeypatch.setattr(pk.transforms, "largest_value", lambda *of: looked.append(of) or largest_value(*of))
     for i in range(60):
         saved(tmp_path / f"{i:02}.png", np.full((40, 60), 20000 if i == 0 else i, dtype=np.uint16))
     transform, lines = noted(tmp_path, Transform((40, 60)), caplog)
