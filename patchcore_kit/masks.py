@@ -5,6 +5,7 @@ blurred by JPEG and by smooth edges. What is background and what is not follows 
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from patchcore_kit.errors import DataError
 from patchcore_kit.files import user_path
 from patchcore_kit.images import IMAGE_SUFFIXES, deep_values, opened, pages, value_bits
 
-NOISE = 8  # grey levels by which they do
+NOISE = 8  # grey levels by which JPEG changes even areas
 
 
 def mask_files(path: Path) -> list[Path]:
@@ -79,7 +80,7 @@ def _is_lossy(image: Image.Image, path: Path) -> bool:
 def _colours(page: Image.Image) -> np.ndarray:
     """What a page shows: (H, W) grey levels or (H, W, 3) colours, black where it is transparent."""
     if page.mode in ("1", "L", "F"):
-        return np.asarray(page)
+        return np.nan_to_num(np.asarray(page))
     if not page.has_transparency_data:
         return np.asarray(page.convert("RGB"))
     *colours, alpha = (np.asarray(band) for band in page.convert("RGBA").split())
@@ -91,8 +92,10 @@ def _colours(page: Image.Image) -> np.ndarray:
 
 def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
     """(H, W) grey levels or (H, W, 3) colours -> (H, W) bool. lossy: values are near what was drawn, not equal."""
-    values = np.atleast_3d(values).astype(np.float64)
-    distance = np.abs(values - _background(values, NOISE if lossy else 1)).max(axis=2)
+    values = np.atleast_3d(values)
+    background = _background(values, NOISE if lossy else 1)
+    bands = (np.abs(values[..., i] - background[i]) for i in range(values.shape[2]))
+    distance = reduce(np.maximum, bands).astype(np.float32)
     strongest = distance.max()
     if strongest <= (NOISE if lossy else 0):  # one colour
         return np.full(distance.shape, bool(values.max() > (NOISE if lossy else 0)))
@@ -108,21 +111,22 @@ def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
 
 def _background(values: np.ndarray, step: int) -> np.ndarray:
     """(H, W, C) -> (C,): black where there is black, else the most frequent colour of the border, in steps."""
-    black = (values < step).all(axis=2)
+    black = values.max(axis=2) < step
     if black.mean() > (0.01 if step > 1 else 0):
         return np.zeros(values.shape[2])
-    border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
+    border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]]).astype(np.float64)
     steps, counts = np.unique(border // step, axis=0, return_counts=True)
     return border[(border // step == steps[counts.argmax()]).all(axis=1)].mean(axis=0)
 
 
 def _shades(distance: np.ndarray) -> np.ndarray:
     """(H, W) bool: values that nearly all lie between something weaker and something stronger, as at smooth edges."""
-    _, value, counts = np.unique(distance, return_inverse=True, return_counts=True)
-    between = (scipy.ndimage.minimum_filter(distance, 5) < distance) & (
-        distance < scipy.ndimage.maximum_filter(distance, 5)
-    )
-    return (np.bincount(value.ravel(), between.ravel()) > 0.9 * counts)[value].reshape(distance.shape)
+    shades, some = np.zeros(distance.shape, dtype=bool), distance > 0
+    weakest, strongest = scipy.ndimage.minimum_filter(distance, 5), scipy.ndimage.maximum_filter(distance, 5)
+    between = ((weakest < distance) & (distance < strongest))[some]
+    _, value, counts = np.unique(distance[some], return_inverse=True, return_counts=True)
+    shades[some] = (np.bincount(value, between) > 0.9 * counts)[value]
+    return shades
 
 
 def _is_soft(distance: np.ndarray) -> bool:
