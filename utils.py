@@ -1,4 +1,4 @@
-"""What the notebooks share: command lines built from Python, a first look at the machine, checks of answers."""
+"""What the notebooks share: command lines built from Python, a look at the machine, what data may lack, and answers."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import faiss
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -185,12 +186,24 @@ def trained_categories(run: Path) -> list[str]:
     return [name.removeprefix("mvtec_") for name in pk.read_results(run / "results.csv").index.drop("Mean")]
 
 
+def with_test_images(data: Path, categories: Sequence[str]) -> list[str]:
+    """Those of the categories that can be evaluated; says which cannot. Raises DataError if one cannot be used."""
+    tested = [name for name in categories if pk.load_category(data, name).test]
+    untested = [name for name in categories if name not in tested]
+    if untested:
+        print(f"{', '.join(untested)}: no test images to evaluate")
+    return tested
+
+
 def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *, gpu: Sequence[int] = ()) -> Path:
     """The results folder of task 4, with predictions of all models of a run; made anew if something is missing or old.
 
-    Raises ResultsError if they cannot be evaluated.
+    Categories without test images are left out; if no other is there, it is the folder of task 1, whose table has them.
+    Raises ResultsError if they cannot be evaluated, DataError for a category that cannot be used.
     """
-    folder, categories = Path(folder), trained_categories(run)
+    folder, categories = Path(folder), with_test_images(data, trained_categories(run))
+    if not categories:
+        return run
     models = [run / "models" / f"mvtec_{category}" for category in categories]
     made, table = _settings(folder), folder / "results.csv"
     current = (
@@ -245,6 +258,51 @@ def _call(command: click.Command, args: Sequence[str]) -> None:
 def _settings(folder: Path) -> dict:
     path = folder / "settings.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@contextmanager
+def as_far_as_known() -> Iterator[None]:
+    """A block that ends with a sentence, not with an error, where the data lacks something: masks or test images."""
+    try:
+        yield
+    except pk.DataError as error:
+        print(error)
+
+
+def no_predictions() -> pk.Predictions:
+    """Predictions of no images: what there is of a category without test images."""
+    return pk.Predictions(np.zeros(0), np.zeros((0, 1, 1)), np.zeros(0, dtype=int), None, ())
+
+
+def first_known(table: pd.DataFrame, *columns: str) -> str:
+    """The first of these columns that a table has values of, else the last; says so if it is not the first."""
+    known = next((name for name in columns if name in table and table[name].notna().any()), columns[-1])
+    if known != columns[0] and len(table):
+        print(f"{columns[0]} is not defined: sorted by {known}")
+    return known
+
+
+def pick_category(table: pd.DataFrame, *metrics: str, worst: bool = False) -> str:
+    """The category that is best, or worst, by the first of these metrics that a results table has values of.
+
+    Says so if that is not the first metric; if it has values of none, takes the first category.
+    """
+    rows = table.drop(index="Mean", errors="ignore")
+    known = next((metric for metric in metrics if rows[metric].notna().any()), None)
+    if known != metrics[0]:
+        print(f"{metrics[0]} is not defined: {f'chosen by {known}' if known else 'the first category is taken'}")
+    ranked = rows[known] if known else pd.Series(0, rows.index)  # all alike, so the first
+    return (ranked.idxmin() if worst else ranked.idxmax()).removeprefix("mvtec_")
+
+
+def example_of(category: pk.Category) -> pk.Sample:
+    """The first test image with a defect; where there is none another image, and says so."""
+    sample = max(category.test or category.train, key=lambda sample: sample.label)
+    if not category.test:
+        print(f"no test images: {sample.name} instead, one that it learns from")
+    elif sample.label != 1:
+        print(f"no defective test images: {sample.name} instead")
+    return sample
 
 
 def check(holds: bool, hint: str) -> None:

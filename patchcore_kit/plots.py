@@ -2,9 +2,14 @@
 
 Heat maps that belong together share one colour scale, which is drawn beside them. Good images and pixels are blue,
 defective ones orange: a pair that colour-blind eyes tell apart. What a network had a part in says with which weights.
+What the data does not allow to draw, for lack of masks or of test images, is told in a sentence: a log line where the
+rest is drawn, a DataError where nothing is.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -24,6 +29,8 @@ from patchcore_kit.files import user_path, writing
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import METRICS, Predictions
 from patchcore_kit.transforms import Transform
+
+LOGGER = logging.getLogger(__name__)
 
 COLOURS = "magma"  # even in lightness: readable in grey and by colour-blind eyes
 GOOD, DEFECTIVE, ACCENT, OTHER = "#0072b2", "#d55e00", "#cc79a7", "#999999"  # of Okabe and Ito's palette
@@ -130,7 +137,7 @@ def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = N
 
     published: another such table, drawn beside it. Raises DataError if no metric is defined.
     """
-    metrics = _defined(table, METRICS)
+    metrics = defined(table, METRICS)
     tables = {"this run": (table, GOOD)} | ({} if published is None else {PUBLISHED: (published, ACCENT)})
     figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(metrics) + 1.2))
     room = 0.8 / len(tables)
@@ -165,7 +172,7 @@ def metric_bars(
     """
     rows = table.drop(index="Mean", errors="ignore")
     rows.index = rows.index.str.removeprefix("mvtec_")
-    figure, axes = _small_panels(_defined(rows, metrics), 0.22 * len(rows) + 0.7)
+    figure, axes = _small_panels(defined(rows, metrics), 0.22 * len(rows) + 0.7)
     for metric, ax in axes.items():
         values = rows[metric].dropna().sort_values()
         shown = [values]
@@ -188,7 +195,7 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     table: a row for each category and size, with the columns `category` and `size` in pixels.
     Raises DataError if none of the columns has values.
     """
-    figure, axes = _small_panels(_defined(table, columns), 2.2)
+    figure, axes = _small_panels(defined(table, columns), 2.2)
     for column, ax in axes.items():
         values = table.pivot(index="size", columns="category", values=column)
         ax.plot(values, color=OTHER, linewidth=1)
@@ -207,8 +214,7 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 def image_histogram(predictions: Predictions) -> Axes:
     """Image scores, good against defective, and the F1-optimal threshold. Raises DataError without both labels."""
-    if predictions.image_threshold is None:
-        raise DataError("these predictions have no good and defective labels: a histogram compares the two")
+    need(predictions, "no image histogram", "image")
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     known = predictions.labels >= 0
     _histogram(ax, predictions.scores[known], predictions.labels[known] == 1, predictions.image_threshold)
@@ -224,8 +230,7 @@ def pixel_histogram(predictions: Predictions) -> Axes:
 
     Raises DataError without masks.
     """
-    if predictions.pixel_threshold is None:
-        raise DataError("these predictions have no masks with defects: a pixel histogram needs them")
+    need(predictions, "no pixel histogram", "pixel")
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel(), predictions.pixel_threshold)
     ax.set(xlabel="pixel score (squared distance)", ylabel="pixels", yscale="log")
@@ -240,8 +245,7 @@ def roc_curve(predictions: Predictions) -> Axes:
 
     Raises DataError without both labels.
     """
-    if predictions.image_threshold is None:
-        raise DataError("these predictions have no good and defective labels: an ROC curve needs both")
+    need(predictions, "no ROC curve", "image")
     from sklearn.metrics import RocCurveDisplay
 
     figure, ax = plt.subplots(figsize=(WIDTH * 0.5, WIDTH * 0.45))
@@ -257,7 +261,11 @@ def roc_curve(predictions: Predictions) -> Axes:
 
 
 def scores_by_defect(predictions: Predictions) -> Axes:
-    """A point for each image's score, in a line for each kind of defect, and the threshold where there is one."""
+    """A point for each image's score, in a line for each kind of defect, and the threshold where there is one.
+
+    Raises DataError without images.
+    """
+    need(predictions, "no scores")
     table = predictions.table()
     kinds = sorted(table["defect"].unique(), key=lambda kind: (kind != "good", kind))
     figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 0.4 * len(kinds) + 1.2))
@@ -289,9 +297,12 @@ def examples(
 ) -> np.ndarray:
     """Original, anomaly map, binarised map and ground truth of the images with these indices -> axes (images, 4).
 
-    All maps share one scale, as of `save_segmentation_images`. What is not known, threshold or masks, is left out.
-    Raises SettingsError for samples or a transform that the predictions were not made with, and without indices.
+    All maps share one scale, as of `save_segmentation_images`. What is not known, threshold or masks, is left out, and
+    why is logged; where only some images lack a mask, those of the others are shown.
+    Raises DataError without images, SettingsError for samples or a transform that the predictions were not made with,
+    and without indices.
     """
+    need(predictions, "no examples")
     samples = as_samples(samples)
     if transform.size != predictions.maps.shape[1:] or tuple(s.name for s in samples) != predictions.names:
         raise SettingsError(
@@ -300,13 +311,26 @@ def examples(
         )
     if not len(indices):
         raise SettingsError("no examples to show: give the indices of some images")
-    threshold = predictions.pixel_threshold
+    drawn, threshold = [samples[i] for i in indices], predictions.pixel_threshold
     pictures = [panels(transform.image(samples[i], notes=Notes()), predictions, i, threshold) for i in indices]
-    figure, axes = _images(len(indices), len(pictures[0]), transform.size)
+    if predictions.masks is None and any(sample.mask_path for sample in drawn):  # not all have one, but some
+        of_predictions = replace(transform, mask_rule=predictions.mask_rule)
+        for sample, shown in zip(drawn, pictures, strict=True):
+            if sample.mask_path or sample.label == 0:
+                shown["ground truth"] = of_predictions.mask(sample)
+    titles = list(max(pictures, key=len))
+    if threshold is None and (predictions.labels >= 0).any():  # else nobody expects one
+        missing = "binarised maps" if "ground truth" in titles else "binarised maps and no ground truth"
+        LOGGER.warning("no %s: %s", missing, _reason(predictions.metrics["undefined"], ["pixel"]))
+    figure, axes = _images(len(indices), len(titles), transform.size)
     scale = Normalize(*_scale(predictions, scale))
     for i, row, shown in zip(indices, axes, pictures, strict=True):
-        for ax, (title, values) in zip(row, shown.items(), strict=True):
-            ax.imshow(values, *((COLOURS, scale) if values.dtype.kind == "f" else ("gray", Normalize(0, 1))))
+        for ax, title in zip(row, titles, strict=True):
+            if title in shown:
+                values = shown[title]
+                ax.imshow(values, *((COLOURS, scale) if values.dtype.kind == "f" else ("gray", Normalize(0, 1))))
+            else:
+                ax.text(0.5, 0.5, "no mask", color="gray", ha="center", va="center", transform=ax.transAxes)
             ax.set_title(title if ax in axes[0] else "")
         name = samples[i].name.removeprefix("test/")
         row[0].set_ylabel(f"{name}\nscore {predictions.scores[i]:.3g}", fontsize="small")
@@ -323,6 +347,56 @@ def panels(image: np.ndarray, predictions: Predictions, i: int, threshold: float
     if predictions.masks is not None:
         shown["ground truth"] = predictions.masks[i]
     return shown
+
+
+# what is not defined
+
+
+def need(predictions: Predictions, what: str, kind: str = "") -> None:
+    """Raises DataError, which says why, if there are no images, or the metrics of a kind (image, pixel) are undefined.
+
+    what: is then missing; the sentence begins with it, as "no histogram".
+    """
+    if not predictions.names:
+        raise DataError(f"{what}: no test images")
+    if kind and predictions.metrics[f"{kind}_threshold"] is None:
+        raise DataError(f"{what}: {_reason(predictions.metrics['undefined'], [kind])}")
+
+
+def defined(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """Those of the metrics that a results table has values of; what its categories lack is logged, and why.
+
+    Raises DataError, which says why, if it has no values of any.
+    """
+    rows = table.drop(index="Mean", errors="ignore")
+    known = [metric for metric in metrics if metric in rows and rows[metric].notna().any()]
+    lacking = [metric for metric in metrics if metric in rows and rows[metric].isna().any()]
+    sentence = _lack(rows, lacking)
+    if not known:
+        raise DataError(sentence or f"no values of {', '.join(metrics)} in this table")
+    if sentence:
+        LOGGER.warning(sentence)
+    return known
+
+
+def _lack(rows: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """Which categories have no values of some of these metrics, and why the first of them; "" if no reason is known."""
+    kinds = {"image" if metric.startswith("instance_") else "pixel" for metric in metrics if metric in METRICS}
+    rows = rows[rows[metrics].isna().any(axis="columns")]
+    reasons = [_reason(text, kinds) for text in rows.get("undefined", pd.Series(dtype=str)).fillna("")]
+    if not any(reasons):
+        return ""
+    names = rows["category"] if "category" in rows else rows.index.str.removeprefix("mvtec_")
+    first, *others = dict.fromkeys(name for name, reason in zip(names, reasons, strict=True) if reason)
+    what = f"values of {', '.join(metrics)}" if len(metrics) < 4 else f"{' and '.join(sorted(kinds))} metrics"
+    return f"no {what} for {first}{f' and {len(others)} more' if others else ''}: {next(filter(None, reasons))}"
+
+
+def _reason(undefined: str, kinds: Collection[str]) -> str:
+    """Of what `undefined` says, "image metrics: ...; pixel metrics: ...", the reasons of some kinds."""
+    told = re.findall(r"(\w+) metrics: (.*?)(?=; \w+ metrics: |$)", undefined, re.DOTALL)
+    kinds = {*kinds, "all", *(["anomaly"] if "pixel" in kinds else [])}  # the last: pixels of defective images only
+    return "; ".join(dict.fromkeys(reason for kind, reason in told if kind in kinds))
 
 
 # what figures share
@@ -360,14 +434,6 @@ def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray, threshold: f
         ax.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
     ax.axvline(threshold, color="black", linestyle="--", label=f"F1-optimal threshold {threshold:.3g}")
     ax.figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
-
-
-def _defined(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """Those of the metrics that a results table has values of. Raises DataError if it has none."""
-    defined = [metric for metric in metrics if metric in table and table[metric].notna().any()]
-    if not defined:
-        raise DataError(f"no values of {', '.join(metrics)} in this table: its categories had nothing to evaluate")
-    return defined
 
 
 def _made_with(table: pd.DataFrame) -> str:

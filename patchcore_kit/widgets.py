@@ -8,9 +8,8 @@ import ipywidgets
 import numpy as np
 
 from patchcore_kit.datasets import Sample
-from patchcore_kit.errors import DataError
 from patchcore_kit.notes import Notes
-from patchcore_kit.plots import panels, segmentation_image
+from patchcore_kit.plots import need, panels, segmentation_image
 from patchcore_kit.predictions import Predictions
 from patchcore_kit.transforms import Transform
 
@@ -24,8 +23,7 @@ class ThresholdSlider(ipywidgets.VBox):
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Transform, predictions: Predictions, i: int):
-        if predictions.pixel_threshold is None:
-            raise DataError("these predictions have no masks with defects: precision and recall need them")
+        need(predictions, "no precision and recall", "pixel")
         self._samples, self._transform, self._predictions = samples, transform, predictions
         self._defective = np.count_nonzero(predictions.masks)
         self._low, self._high = float(predictions.maps.min()), float(predictions.maps.max())

@@ -1,8 +1,10 @@
 """The notebooks as committed: clean, of one shape, and run from top to bottom in fresh kernels, each one first.
 
-`make test` runs them on a few small images, `make test-notebooks-full` on the whole sample data and on MVTec AD.
+`make test` runs them on a few small images, `make test-notebooks-full` on the whole sample data and on MVTec AD. On
+data that lacks masks or test images they show what there is, and say in a sentence why the rest is not shown.
 """
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 import patchcore_kit as pk
@@ -20,8 +23,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 NO_NETWORK = """
 import socket
-connect = socket.socket.connect
-def connect_here(self, address):
+def connect_here(self, address, connect=socket.socket.connect):
     if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
         raise OSError(f"{address} is not this machine")
     return connect(self, address)
@@ -43,21 +45,32 @@ def run(name, work, monkeypatch, **environment):
     for key, value in environment.items():
         monkeypatch.setenv(key, str(value))
     notebook = read(name)
-    (answer,) = re.findall(r"<summary>Answer</summary>\n\n```python\n(.*?)```", markdown(notebook), re.DOTALL)
     (check,) = tagged(notebook, "check")
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (answer, check.source)]
+    notebook.cells += answered(notebook)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
     started = time.monotonic()
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
-    for cell, after in pairwise(notebook.cells):  # a sentence on what a picture shows
-        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
-            assert after.cell_type == "markdown", cell.source
+    assert look_over(notebook) >= 2
     assert printed(check).splitlines()[-1].startswith("Not yet: ")
     assert printed(notebook.cells[-1]).splitlines()[-1] == "Right."
     return notebook, time.monotonic() - started
+
+
+def answered(notebook):
+    """The cells of its turn, with the answer it gives."""
+    (answer,) = re.findall(r"<summary>Answer</summary>\n\n```python\n(.*?)```", markdown(notebook), re.DOTALL)
+    (check,) = tagged(notebook, "check")
+    return [nbformat.v4.new_code_cell(source) for source in (answer, check.source)]
+
+
+def look_over(notebook):
+    """Nothing on stderr, and a sentence on what a picture shows -> how many pictures there are."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    for cell, after in pairwise(notebook.cells):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
+            assert after.cell_type == "markdown", cell.source
+    return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
 def markdown(notebook):
@@ -103,7 +116,11 @@ def test_shape(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_small_each_one_first(name, tmp_path, monkeypatch):
-    run(name, tmp_path, monkeypatch, PATCHCORE_SMALL=1)
+    notebook, _ = run(name, tmp_path, monkeypatch, PATCHCORE_SMALL=1)
+    assert lacking(notebook) == []
+    text = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    alarms = re.findall(r"^\d+% of the good images are called defective at that threshold$", text, re.MULTILINE)
+    assert len(alarms) == (name == "task2_evaluate")
 
 
 @pytest.mark.full
@@ -115,13 +132,6 @@ def test_runs_at_full_size(name, tmp_path, monkeypatch, capsys):
     assert seconds < 120
 
 
-@pytest.mark.parametrize("name", ["task3_distributions", "task5_worst"])
-def test_runs_on_parts_without_masks(name, tmp_path, monkeypatch):
-    parts = pk.draw_sample_data(tmp_path / "parts", ("pill",), train=8, good=4, defective=6, progress=False)
-    shutil.rmtree(parts / "pill/ground_truth")
-    run(name, tmp_path, monkeypatch, MVTEC_ROOT="parts")
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_mvtec(name, tmp_path, monkeypatch, mvtec, capsys):
@@ -129,3 +139,185 @@ def test_runs_on_mvtec(name, tmp_path, monkeypatch, mvtec, capsys):
     with capsys.disabled():
         print(f"{name}: {seconds:.0f} s on MVTec AD's bottle")
     assert "[OK] data: " + str(mvtec) in "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+
+
+# data that lacks something
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all of these runs: most of the time of a short one is the start and the imports."""
+    manager = AsyncKernelManager()
+    asyncio.run(manager.start_kernel(cwd=str(FOLDER)))
+    yield manager
+    asyncio.run(manager.shutdown_kernel(now=True))
+
+
+def run_in(kernel, name, work, data, *, answer):
+    """Run a notebook in an empty work folder, with no names left of others, and with `answer` its turn once more."""
+    notebook = read(name)
+    (check,) = tagged(notebook, "check")
+    environment = {"PATCHCORE_WORK": str(work), "MVTEC_ROOT": str(data)}
+    before = f"%reset -f\nimport os\nos.environ.update({environment!r})"
+    cells = notebook.cells + (answered(notebook) if answer else [])
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (before, NO_NETWORK)] + cells
+    client = NotebookClient(notebook, km=kernel, timeout=300)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
+    look_over(notebook)
+    if answer:
+        assert printed(check).splitlines()[-1].startswith("Not yet: ")
+        assert printed(notebook.cells[-1]).splitlines()[-1] == "Right."
+    return notebook
+
+
+def lacking(notebook):
+    """The sentences that say what is not shown, and why."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "").strip("'") for output in outputs]
+    said = re.compile(r"no |nothing |bottle: no test|\w+ is not defined: ")
+    return [line for text in texts for line in text.splitlines() if said.match(line)]
+
+
+# what each notebook says, in this order, of which {} is the reason
+NO_PIXELS, NO_MAPS = "no pixel metrics for bottle: {}", "no binarised maps and no ground truth: {}"
+WITHOUT_MASKS = {
+    "workshop": [],
+    "task1_train": [NO_PIXELS, NO_MAPS],
+    "task2_evaluate": [NO_PIXELS, "no values of full_pixel_auroc, anomaly_pro for bottle: {}"],
+    "task3_distributions": [NO_PIXELS] * 3 + ["nothing to compare: needs metrics of two categories"],
+    "task4_masks": [
+        "full_pixel_f1 is not defined: chosen by instance_f1", "no pixel histogram: {}", NO_MAPS, "no slider: {}",
+    ],
+    "task5_worst": [NO_MAPS],
+    "task6_best": [
+        "no values of full_pixel_auroc, anomaly_pro for bottle: {}", "iou is not defined: sorted by margin", NO_MAPS,
+        "no pixel histogram: {}", "no masks to compare: {}", "nothing to check: {}",
+    ],
+    "task7_image_size": [NO_PIXELS],
+}  # fmt: skip
+WITHOUT_ONE = {name: [text.replace(" and no ground truth", "") for text in WITHOUT_MASKS[name]] for name in NAMES}
+NO_METRICS, NO_AUROC = "no image and pixel metrics for bottle: {}", "no values of instance_auroc for bottle: {}"
+NO_THREE = "no values of instance_auroc, full_pixel_auroc, anomaly_pro for bottle: {}"
+FIRST = "is not defined: the first category is taken"
+WITHOUT_TEST = {
+    "workshop": [
+        "no defective test images, so good ones only",
+        "no test images: train/good/000.png instead, one that it learns from", "no scores: {}", "no AUROC: {}",
+    ],
+    "task1_train": [NO_AUROC, NO_METRICS, "no examples: {}", "nothing to compare: no metrics"],
+    "task2_evaluate": [
+        "bottle: {} to evaluate", "nothing to evaluate: {}", NO_METRICS, NO_THREE, "no table: {}", "no scores: {}",
+        "no ROC curve: {}", "no verdicts: {}", "nothing to check: {}",
+    ],
+    "task3_distributions": [
+        NO_METRICS, "no metrics to describe", NO_METRICS, NO_METRICS,
+        "nothing to compare: needs metrics of two categories", "nothing to check: no metrics",
+    ],
+    "task4_masks": [
+        "bottle: {} to evaluate", f"full_pixel_f1 {FIRST}", "no predictions: {}", "no predictions: {}", "no table: {}",
+        "no image histogram: {}", "no pixel histogram: {}", "no examples: {}", "no slider: {}", "nothing to check: {}",
+    ],
+    "task5_worst": [
+        "bottle: {} to evaluate", NO_AUROC, f"instance_auroc {FIRST}", "no predictions: {}", "no scores: {}",
+        "no table: {}", "no examples: {}", "no examples: {}", "no images: {}", "no verdicts: {}",
+        "nothing to check: {}",
+    ],
+    "task6_best": [
+        "bottle: {} to evaluate", NO_THREE, f"instance_auroc {FIRST}", "no predictions: {}", "no image histogram: {}",
+        "no scores: {}", "no examples: {}", "no examples: {}", "no pixel histogram: {}", "no masks to compare: {}",
+        "nothing to check: {}",
+    ],
+    "task7_image_size": [
+        "no test images: train/good/000.png instead, one that it learns from", NO_METRICS,
+        "no values of predict_seconds for bottle: {}",
+    ],
+}  # fmt: skip
+IMAGES, PIXELS = "needs good and defective images", "needs good and defective pixels"
+ONLY_GOOD = {
+    "workshop": [
+        "no defective test images, so good ones only", "no defective test images: test/good/000.png instead",
+        f"no AUROC: {IMAGES}",
+    ],
+    "task1_train": [
+        NO_AUROC.format(IMAGES), NO_METRICS, f"no binarised maps: {PIXELS}", "nothing to compare: no metrics",
+    ],
+    "task2_evaluate": [
+        NO_METRICS, NO_THREE, f"no ROC curve: {IMAGES}", f"no verdicts: {IMAGES}", f"nothing to check: {IMAGES}",
+    ],
+    "task3_distributions": [
+        NO_METRICS, "no metrics to describe", NO_METRICS, NO_METRICS,
+        "nothing to compare: needs metrics of two categories", "nothing to check: no metrics",
+    ],
+    "task4_masks": [
+        f"full_pixel_f1 {FIRST}", f"no image histogram: {IMAGES}", f"no pixel histogram: {PIXELS}",
+        f"no binarised maps: {PIXELS}", f"no slider: {PIXELS}", f"nothing to check: {IMAGES}",
+    ],
+    "task5_worst": [
+        NO_AUROC.format(IMAGES), f"instance_auroc {FIRST}", "margin is not defined: sorted by score",
+        f"no binarised maps: {PIXELS}", f"no verdicts: {IMAGES}", f"nothing to check: {IMAGES}",
+    ],
+    "task6_best": [
+        NO_THREE, f"instance_auroc {FIRST}", f"no image histogram: {IMAGES}", "iou is not defined: sorted by score",
+        f"no binarised maps: {PIXELS}", f"no pixel histogram: {PIXELS}", f"no masks to compare: {PIXELS}",
+        f"nothing to check: {PIXELS}",
+    ],
+    "task7_image_size": ["no defective test images: test/good/000.png instead", NO_METRICS],
+}  # fmt: skip
+MASKS = "needs a mask of every defective image, and test"
+REASONS = {
+    "masks": (WITHOUT_MASKS, f"{MASKS}/broken_large/000.png and {{}} more have none"),
+    "one mask": (WITHOUT_ONE, f"{MASKS}/broken_small/001.png has none"),
+    "test images": (WITHOUT_TEST, "no test images"),
+    "defective images": (ONLY_GOOD, f"{IMAGES}; {PIXELS}"),
+}
+
+
+def bottle_without(lacks, mvtec, root, few=None):
+    """Links to MVTec AD's bottle, all images or a few of each kind, of which something is not there -> root."""
+    for folder in sorted(path for path in (mvtec / "bottle").glob("*/*") if path.is_dir()):
+        place = root / folder.relative_to(mvtec)
+        place.mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:few]:
+            (place / file.name).symlink_to(file.resolve())
+    bottle = root / "bottle"
+    if lacks == "one mask":
+        (bottle / "ground_truth/broken_small/001_mask.png").unlink()
+    else:
+        shutil.rmtree(bottle / "ground_truth")
+    if lacks == "test images":
+        shutil.rmtree(bottle / "test")
+    if lacks == "defective images":
+        for folder in set((bottle / "test").iterdir()) - {bottle / "test/good"}:
+            shutil.rmtree(folder)
+    return root
+
+
+def says_what_it_lacks(name, lacks, data, work, kernel):
+    sentences, reason = REASONS[lacks]
+    images = len(list(data.glob("bottle/test/[bc]*/*")))  # defective ones
+    expected = [sentence.format(reason.format(images - 1)) for sentence in sentences[name]]
+    answer = not any(sentence.startswith("nothing to check") for sentence in expected)
+    assert lacking(run_in(kernel, name, work, data, answer=answer)) == expected
+
+
+@pytest.mark.parametrize("lacks", REASONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_a_few_images_without(name, lacks, tmp_path, mvtec, kernel):
+    says_what_it_lacks(name, lacks, bottle_without(lacks, mvtec, tmp_path / "parts", few=2), tmp_path, kernel)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lacks", REASONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_all_of_bottle_without(name, lacks, tmp_path, mvtec, kernel):
+    says_what_it_lacks(name, lacks, bottle_without(lacks, mvtec, tmp_path / "parts"), tmp_path, kernel)
+
+
+@pytest.mark.parametrize("name", ["task3_distributions", "task5_worst"])
+def test_runs_on_drawn_parts_without_masks(name, tmp_path, kernel):
+    parts = pk.draw_sample_data(tmp_path / "parts", ("pill",), train=8, good=4, defective=6, progress=False)
+    shutil.rmtree(parts / "pill/ground_truth")
+    run_in(kernel, name, tmp_path, parts, answer=True)

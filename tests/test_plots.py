@@ -125,9 +125,42 @@ def test_examples_share_one_scale_and_the_tasks_order(category, predictions):
         assert (row[2].images[0].get_array() == (predictions.maps[i] >= predictions.pixel_threshold)).all()
 
 
-def test_examples_without_masks(category, predictions):
-    without = dataclasses.replace(predictions, masks=None)
-    assert plots.examples(category.test, Transform(64, 56), without, [0]).shape == (1, 2)
+def without_masks(category, predictions, unmasked):
+    """Samples and predictions as they are where the images of these indices have no mask."""
+    samples = [
+        dataclasses.replace(sample, mask_path=None) if i in unmasked else sample
+        for i, sample in enumerate(category.test)
+    ]
+    names = tuple(sample.name for sample in samples if sample.label == 1 and not sample.mask_path)
+    return samples, dataclasses.replace(predictions, masks=None, unmasked=names)
+
+
+def test_examples_without_masks(category, predictions, caplog):
+    samples, without = without_masks(category, predictions, range(10))
+    assert plots.examples(samples, Transform(64, 56), without, [0]).shape == (1, 2)
+    reason = f"needs a mask of every defective image, and {without.unmasked[0]} and 5 more have none"
+    assert caplog.messages == [f"no binarised maps and no ground truth: {reason}"]
+
+
+def test_examples_where_one_mask_is_missing(category, predictions, caplog):
+    """The masks that are there are shown, by the same rule."""
+    samples, without = without_masks(category, predictions, [1])
+    good = next(i for i, sample in enumerate(samples) if sample.label == 0)
+    axes = plots.examples(samples, Transform(64, 56), without, [0, 1, good])
+    assert [ax.get_title() for ax in axes[0]] == ["image", "anomaly map", "ground truth"]
+    assert (axes[0, 2].images[0].get_array() == predictions.masks[0]).all()
+    assert not axes[1, 2].images and "no mask" in texts(axes[1, 2].figure)
+    assert not axes[2, 2].images[0].get_array().any()
+    (said,) = caplog.messages
+    assert said.startswith("no binarised maps: needs a mask of every") and said.endswith(f"{samples[1].name} has none")
+
+
+def test_examples_of_unknown_images_say_nothing(category, predictions, caplog):
+    """Nobody expects a mask there."""
+    samples = [dataclasses.replace(sample, mask_path=None, defect=None) for sample in category.test]
+    unknown = dataclasses.replace(predictions, masks=None, labels=np.full(10, -1))
+    assert plots.examples(samples, Transform(64, 56), unknown, [0]).shape == (1, 2)
+    assert caplog.messages == []
 
 
 def test_examples_of_something_else(category, predictions):
@@ -155,9 +188,34 @@ def test_histograms_count_everything_and_label_the_threshold(predictions):
 
 def test_histograms_need_the_truth(predictions):
     good = dataclasses.replace(predictions, labels=np.zeros_like(predictions.labels), masks=None)
-    for draw in (plots.image_histogram, plots.pixel_histogram, plots.roc_curve):
-        with pytest.raises(pk.DataError, match="these predictions have no"):
+    for draw, what in (
+        (plots.image_histogram, "no image histogram: needs good and defective images$"),
+        (plots.roc_curve, "no ROC curve: needs good and defective images$"),
+        (plots.pixel_histogram, "no pixel histogram: needs a mask of every defective image$"),
+    ):
+        with pytest.raises(pk.DataError, match=what):
             draw(good)
+
+
+def test_figures_of_no_images():
+    none = pk.Predictions(np.zeros(0), np.zeros((0, 1, 1)), np.zeros(0, dtype=int), None, ())
+    for draw in (plots.image_histogram, plots.pixel_histogram, plots.roc_curve, plots.scores_by_defect):
+        with pytest.raises(pk.DataError, match=r"^no .*: no test images$"):
+            draw(none)
+    with pytest.raises(pk.DataError, match="no examples: no test images"):
+        plots.examples([], Transform(64, 56), none, [])
+
+
+def test_reasons_are_told_apart(predictions):
+    """Also where an image's name has the signs between them."""
+    some = dataclasses.replace(
+        predictions, labels=np.ones(10, dtype=int), masks=None, unmasked=("test/a; b metrics/0: 1.png",)
+    )
+    with pytest.raises(pk.DataError, match="no threshold: needs good and defective images"):
+        plots.need(some, "no threshold", "image")
+    with pytest.raises(pk.DataError, match=r"^no mask: needs a mask .*, and test/a; b metrics/0: 1\.png has none$"):
+        plots.need(some, "no mask", "pixel")
+    plots.need(some, "no images")
 
 
 def test_scores_by_defect_has_good_first_and_every_image(predictions):
@@ -206,8 +264,37 @@ def test_the_published_table_is_the_references():
 def test_metrics_that_are_not_defined_are_left_out(table):
     table["full_pro"] = np.nan
     assert len(plots.metric_bars(table)) == len(pk.METRICS) - 1
-    with pytest.raises(pk.DataError, match="no values of full_pro"):
+    with pytest.raises(pk.DataError, match="no values of full_pro in this table"):
         plots.metric_bars(table, ["full_pro"])
+
+
+def test_what_categories_lack_is_told_with_the_reason(table, caplog):
+    pixel = [metric for metric in pk.METRICS if not metric.startswith("instance_")]
+    reason = "pixel metrics: needs a mask"
+    table["undefined"] = [reason, "", f"image metrics: needs two; {reason}", ""]
+    table.loc[["mvtec_bottle", "mvtec_grid"], pixel] = np.nan
+    assert len(plots.metric_bars(table, ["instance_auroc", "full_pro"])) == 2  # cable has both
+    assert len(plots.metric_bars(table, ["instance_auroc"])) == 1
+    assert plots.defined(table, pk.METRICS) == list(pk.METRICS)
+    assert caplog.messages == [
+        "no values of full_pro for bottle and 1 more: needs a mask",
+        "no pixel metrics for bottle and 1 more: needs a mask",
+    ]
+    caplog.clear()
+    table["full_pro"] = np.nan
+    assert plots.defined(table, ["instance_auroc", "full_pro"]) == ["instance_auroc"]
+    with pytest.raises(pk.DataError, match="no values of full_pro for bottle and 1 more: needs a mask"):
+        plots.metric_bars(table, ["full_pro"])
+    rows = table.drop(index="Mean").assign(category=["a", "a", "b"], size=[1, 2, 1])
+    with pytest.raises(pk.DataError, match="no values of full_pro for a and 1 more: needs a mask"):
+        plots.metrics_by_size(rows, ["full_pro"])
+    assert caplog.messages == ["no values of full_pro for bottle and 1 more: needs a mask"]
+
+
+def test_costs_that_are_not_measured_have_no_reason(table, caplog):
+    table[["fit_seconds", "peak_mb"]], table["undefined"] = (1.0, np.nan), "pixel metrics: needs a mask"
+    assert plots.defined(table, ["fit_seconds", "peak_mb"]) == ["fit_seconds"]
+    assert caplog.messages == []
 
 
 def test_sizes_have_a_line_for_each_category_and_the_mean(table):
@@ -236,3 +323,46 @@ def test_the_other_figures(category):
     assert {ax.images[0].get_clim() for ax in axes[1:]} == {(0, 2)}
     axes = plots.image_sizes(category.test[0], [Transform(32, 28), transform])
     assert [ax.images[0].get_array().shape for ax in axes] == [(28, 28, 3), (56, 56, 3)]
+
+
+def test_pictures_never_overwrite_each_other(tmp_path, predictions):
+    names = ("a/b/c/d/0.png", "x/b/c/d/0.png", "x/b/c/d/0.PNG", "b/c/d/0.png.png", "a_b/c/d/0.png")
+    for name in names:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(path)
+    paths = [tmp_path / "data" / name for name in names]
+    some = pk.Predictions(predictions.scores[:5], predictions.maps[:5], predictions.labels[:5], None, names)
+    save_segmentation_images(tmp_path / "pictures", paths, Transform(64, 56), some, progress=False)
+    written = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert len(written) == 5 and "b_c_d_0.png" in written and "b_c_d_0_2.png" in written
+
+
+def test_pictures_of_frames(tmp_path, predictions):
+    frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    some = pk.Predictions(
+        predictions.scores[:2], predictions.maps[:2], predictions.labels[:2], None, ("frame 0", "frame 1")
+    )
+    save_segmentation_images(tmp_path, frames, Transform(64, 56), some, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frame 0.png", "frame 1.png"]
+    assert plots.examples(frames, Transform(64, 56), some, [1]).shape == (1, 2)
+    assert plots.image_grid(frames, Transform(64, 56)).shape == (1, 6)
+
+
+def test_one_picture_alone_glows_only_above_a_given_scale(tmp_path, predictions):
+    """By its own scale the strangest place is always bright; on a given one a good image stays dark."""
+    frame = np.zeros((64, 64, 3), dtype=np.uint8)
+    maps = np.linspace(0, 1, 56 * 56, dtype=np.float32).reshape(1, 56, 56)
+    alone = pk.Predictions(maps.max(axis=(1, 2)), maps, np.array([-1]), None, ("frame 0",))
+    brightest = []
+    for scale in (None, (0, 20)):
+        save_segmentation_images(tmp_path, frame, Transform(64, 56), alone, scale=scale, progress=False)
+        picture = np.asarray(Image.open(tmp_path / "frame 0.png"))
+        heat = picture[HEADER : HEADER + 56, 2 * GAP + 56 : 2 * GAP + 112]
+        brightest.append(int(heat.sum(axis=2).max()))
+    assert brightest[0] > 500 and brightest[1] < 100
+    axes = plots.examples(frame, Transform(64, 56), alone, [0], scale=(0, 20))
+    assert axes[0, 1].images[0].get_clim() == (0, 20)
+    for wrong in ((1, 1), (2, 1)):
+        with pytest.raises(pk.SettingsError, match="scale is"):
+            plots.examples(frame, Transform(64, 56), alone, [0], scale=wrong)

@@ -1,9 +1,12 @@
 """What the notebooks share; the command lines themselves are run in test_scripts.py."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
 
 import patchcore_kit as pk
@@ -138,3 +141,80 @@ def test_arguments_for_models_of_any_size():
 def test_check(holds, says, capsys):
     utils.check(holds, "look again")
     assert capsys.readouterr().out == says
+
+
+# data that lacks something
+
+
+def test_categories_without_test_images_are_left_out(work, capsys):
+    data, _ = utils.start()
+    shutil.rmtree(data / "screw/test")
+    shutil.rmtree(data / "screw/ground_truth")
+    run = utils.find_or_train(data, "mine")
+    capsys.readouterr()
+    folder = utils.find_or_evaluate(data, run)
+    assert capsys.readouterr().out.startswith("screw: no test images to evaluate\n")
+    assert list(pk.read_results(folder / "results.csv").index) == ["mvtec_pill", "mvtec_weave", "Mean"]
+    made = (folder / "results.csv").stat().st_mtime_ns
+    assert (utils.find_or_evaluate(data, run) / "results.csv").stat().st_mtime_ns == made
+    for name in ("pill", "weave"):
+        shutil.rmtree(data / name / "test")
+        shutil.rmtree(data / name / "ground_truth")
+    assert utils.find_or_evaluate(data, run, "none") == run and not Path("none").exists()
+    assert utils.with_test_images(data, ["pill", "weave"]) == []
+    assert "pill, weave: no test images to evaluate" in capsys.readouterr().out
+
+
+def test_what_is_not_known_is_a_sentence(capsys):
+    with utils.as_far_as_known():
+        print("before")
+        raise pk.DataError("no masks here")
+    assert capsys.readouterr().out == "before\nno masks here\n"
+    with pytest.raises(pk.ResultsError), utils.as_far_as_known():
+        raise pk.ResultsError("something else")
+
+
+def test_predictions_of_no_images():
+    none = utils.no_predictions()
+    assert len(none.table()) == 0 and set(none.table()) >= {"name", "defect", "label", "score"}
+    assert not any(pk.evaluate(none)[metric] for metric in pk.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "says"),
+    [
+        (("margin", "score"), "margin", ""),
+        (("iou", "margin", "score"), "margin", "iou is not defined: sorted by margin\n"),  # it has no values
+        (("verdict", "other"), "other", "verdict is not defined: sorted by other\n"),  # neither is there
+    ],
+)
+def test_first_column_that_is_known(columns, chosen, says, capsys):
+    table = pd.DataFrame({"score": [1.0, 2], "margin": [0.5, np.nan], "iou": [np.nan, np.nan]})
+    assert utils.first_known(table, *columns) == chosen
+    assert capsys.readouterr().out == says
+    assert utils.first_known(table[:0], *columns) == columns[-1] and capsys.readouterr().out == ""
+
+
+def test_categories_are_picked_by_what_is_known(capsys):
+    rows = {"instance_f1": [0.8, 0.9, 0.7], "full_pixel_f1": [0.1, 0.2, np.nan], "full_pro": [np.nan] * 3}
+    table = pd.DataFrame(rows, ["mvtec_a", "mvtec_b", "mvtec_c"])
+    table.loc["Mean"] = 1.0
+    table.loc["Mean", "full_pro"] = np.nan
+    assert utils.pick_category(table, "instance_f1") == "b"
+    assert utils.pick_category(table, "instance_f1", worst=True) == "c"
+    assert utils.pick_category(table, "full_pixel_f1", "instance_f1", worst=True) == "a"
+    assert capsys.readouterr().out == ""
+    assert utils.pick_category(table, "full_pro", "instance_f1") == "b"
+    assert capsys.readouterr().out == "full_pro is not defined: chosen by instance_f1\n"
+    assert utils.pick_category(table, "full_pro", worst=True) == "a"
+    assert capsys.readouterr().out == "full_pro is not defined: the first category is taken\n"
+
+
+def test_an_example_of_any_category(sample_root, capsys):
+    category = pk.load_category(sample_root, "pill")
+    assert utils.example_of(category).label == 1 and capsys.readouterr().out == ""
+    good = [sample for sample in category.test if sample.label == 0]
+    assert utils.example_of(dataclasses.replace(category, test=good)) is good[0]
+    assert capsys.readouterr().out == f"no defective test images: {good[0].name} instead\n"
+    assert utils.example_of(dataclasses.replace(category, test=[])) is category.train[0]
+    assert capsys.readouterr().out.startswith("no test images: train/good/000.png instead")

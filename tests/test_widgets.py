@@ -66,5 +66,5 @@ def test_a_still_picture_where_widgets_do_not_run(slider):
 
 def test_needs_masks(samples, predictions):
     without = pk.Predictions(predictions.scores, predictions.maps, predictions.labels, None, predictions.names)
-    with pytest.raises(pk.DataError, match="no masks"):
+    with pytest.raises(pk.DataError, match="no precision and recall: needs a mask of every defective image"):
         ThresholdSlider(samples, pk.Transform(64, 56), without, 0)
