@@ -434,8 +434,10 @@ def _check_beside(category: Category, notes: Notes) -> None:
         raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
     for place in left_out + loose:
         notes.add(place, "left out: of a category, the folders in train, test and ground_truth are read")
+    if not unmasked:
+        return
     for file in (file for depth in ("", "*/", "*/*/") for file in sorted(category.path.glob(f"{depth}*.json"))):
-        if unmasked and re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
+        if re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
             raise DataError(
                 f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
             )

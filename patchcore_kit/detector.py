@@ -183,10 +183,11 @@ class PatchCore:
             raise DataError("no images to score: the list of samples is empty")
         mask_transform = replace(self.transform, mask_rule=mask_rule)
         look_over(samples, self.transform, notes, learn=False)
-        for sample in samples:
-            if self.category_ and category_of(sample) not in ("", self.category_):
+        for sample in samples if self.category_ else ():
+            if category_of(sample) not in ("", self.category_):
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
+        unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
         down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
         scores, maps = [], []
         for rows in self.embedding.each(self._feature_maps(samples, "score images", notes)):
@@ -201,11 +202,11 @@ class PatchCore:
             scores=np.concatenate(scores),
             maps=np.concatenate(maps),
             labels=np.array([sample.label for sample in samples]),
-            masks=self._masks(samples, mask_transform, notes),
+            masks=self._masks(samples, unmasked, mask_transform, notes),
             names=tuple(sample.name for sample in samples),
             mask_rule=mask_rule,
             weights=self.backbone.weights,
-            unmasked=tuple(sample.name for sample in samples if sample.mask_path is None and sample.label != 0),
+            unmasked=tuple(sample.name for sample in unmasked),
         )
 
     def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
@@ -228,9 +229,10 @@ class PatchCore:
         factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
         return (factor * highest).astype(np.float32)
 
-    def _masks(self, samples: Sequence[Sample], transform: Transform, notes: Notes) -> np.ndarray | None:
+    def _masks(
+        self, samples: Sequence[Sample], unmasked: Sequence[Sample], transform: Transform, notes: Notes
+    ) -> np.ndarray | None:
         """(N, H, W) bool, or None where images that may be defective have none; what is odd about them is noted."""
-        unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
         if unmasked:
             for sample in unmasked if any(sample.label >= 0 for sample in samples) else ():  # else nobody expects masks
                 notes.add(sample.where, "has no mask, so there will be no pixel metrics")
@@ -516,9 +518,10 @@ def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
 
 def category_of(sample: Sample) -> str:
     """The name of the category that `load_category` has found a sample in, "" of any other sample."""
-    depth = len(Path(sample.name).parts)
-    listed = sample.path is not None and depth > 1 and sample.path.as_posix().endswith(f"/{sample.name}")
-    return sample.path.parents[depth - 1].name if listed and Path(sample.name).parts[0] in ("train", "test") else ""
+    split, *below = sample.name.split("/")
+    if sample.path is None or not below or split not in ("train", "test"):
+        return ""
+    return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
 
 
 def map_operator(pixels: int, cells: int) -> torch.Tensor:
