@@ -44,11 +44,13 @@ def select(
     projection: int | None = 128,
     seed: int = 0,
     progress: bool = True,
+    projected: torch.Tensor | None = None,
 ) -> np.ndarray:
     """(N, D) rows -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
 
     The greedy samplers compare rows in a random projection to `projection` dimensions, as the reference does, or as
-    they are with None. `identity` keeps every row, in order; `random` draws without replacement.
+    they are with None; `projected` is what `project` makes of them with that dimension and seed, where it has been
+    made. `identity` keeps every row, in order; `random` draws without replacement.
 
     Raises SettingsError as `check`, and for a percentage that would keep no row.
     """
@@ -61,10 +63,12 @@ def select(
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
     if sampler == "random":
         return np.random.default_rng(seed).choice(n, k, replace=False)
-    features = project(torch.as_tensor(features) if isinstance(features, np.ndarray) else features, projection, seed)
+    if projected is None:
+        features = torch.as_tensor(features) if isinstance(features, np.ndarray) else features
+        projected = project(features, projection, seed)
     if sampler == "greedy_coreset":
-        return _k_center(features, k, _matrix_row_norms(features), progress)
-    return greedy_coreset(features, k, seed=seed, progress=progress)
+        return _k_center(projected, k, _matrix_row_norms(projected), progress)
+    return greedy_coreset(projected, k, seed=seed, progress=progress)
 
 
 def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int = 0) -> torch.Tensor:

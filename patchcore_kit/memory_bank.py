@@ -1,4 +1,4 @@
-"""The memory bank: the rows kept, where each came from, and the search for the nearest of them.
+"""The memory bank: the rows kept, where each came from, the search for the nearest, and how far apart good ones lie.
 
 Distances are squared Euclidean, as FAISS and the reference have them.
 """
@@ -23,6 +23,9 @@ SAMPLE = 4096  # rows that the components are taken from
 ROWS = 2**14  # rows turned into float32 at a time
 QUERIES = 512  # compared in full at a time
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
+NEIGHBOURS = 9  # whose distances make a row's spacing
+AROUND = 5  # rows of the bank, itself among them, over which it is averaged: one row's is uneven
+CLUSTERS, PROBES = 400, 8  # of all patches, and how many of them are searched for the neighbours
 
 
 def check(search: str, storage: str) -> None:
@@ -42,6 +45,7 @@ class MemoryBank:
         twice the fourth root of M rows, those that are nearest in 128 principal components, sought in a few of about
         sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
+    spacing: (M,) how far apart good patches lie around each row (see `spacing`), None where nobody asks for it.
 
     Raises SettingsError for an unknown search or storage.
     """
@@ -55,10 +59,11 @@ class MemoryBank:
         *,
         search: str = "fast",
         storage: str = "float32",
+        spacing: np.ndarray | None = None,
     ):
         check(search, storage)
         rows = torch.as_tensor(rows)
-        self.images, self.cells = images, cells
+        self.images, self.cells, self.spacing = images, cells, spacing
         self.device = torch.device(device)
         self._candidates = None
         if self.device.type != "cpu":
@@ -100,22 +105,29 @@ class MemoryBank:
         """Mean squared distance of the rows to their mean (1 if they are all equal): an ensemble divides by it."""
         return float(self.rows.var(axis=0, dtype=np.float64).sum()) or 1.0
 
-    def search(self, queries: torch.Tensor, k: int = 1, *, images: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: torch.Tensor, k: int = 1, *, images: int = 1, without: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> squared distances (Q, k), nearest first, and the rows' indices (Q, k).
 
         images: how many the queries are the patches of, equally many each. For the patch of each whose distance, the
             mean of its k, is the largest, the fast search gives the same as the flat one.
+        without: a training image whose rows are left out, as if the bank had not learnt from it.
 
         Raises SettingsError if the bank holds fewer than k rows.
         """
-        if not 1 <= k <= len(self):
-            raise SettingsError(f"cannot search {k} neighbours in a bank of {len(self)} rows: ask for 1 to {len(self)}")
+        left_out = None if without is None else self.images == without
+        there = len(self) - (0 if left_out is None else int(left_out.sum()))
+        if not 1 <= k <= there:
+            raise SettingsError(f"cannot search {k} neighbours in a bank of {there} rows: ask for 1 to {there}")
         if self.device.type != "cpu":
-            return self._flat.search(queries, k)
+            return self._flat.search(queries, k, left_out)
+        chosen = None if left_out is None else faiss.IDSelectorBitmap(np.packbits(~left_out, bitorder="little"))
+        flat = None if chosen is None else faiss.SearchParameters(sel=chosen)
         queries = queries.cpu().contiguous()
         if not self._candidates:
-            return self._flat.search(queries.numpy(), k)
-        indices = self._candidates(queries, k * round(CANDIDATES * len(self) ** 0.25))
+            return self._flat.search(queries.numpy(), k, params=flat)
+        indices = self._candidates(queries, k * round(CANDIDATES * len(self) ** 0.25), chosen)
         queries = queries.numpy()
         distances = self._distances(queries, indices)
         nearest = distances.argsort(axis=1)[:, :k]
@@ -125,7 +137,7 @@ class MemoryBank:
         first = np.arange(images) * (len(queries) // images)
         while True:
             if len(again):
-                distances[again], indices[again] = self._flat.search(queries[again], k)
+                distances[again], indices[again] = self._flat.search(queries[again], k, params=flat)
                 settled[again] = True
             strangest = first + distances.mean(axis=1).reshape(images, -1).argmax(axis=1)
             again = strangest[~settled[strangest]]
@@ -188,15 +200,16 @@ class _Candidates:
         """(N, D) more rows to choose from."""
         self.index.add(self.turn(rows).numpy())
 
-    def __call__(self, queries: torch.Tensor, n: int) -> np.ndarray:
-        """(Q, D) -> (Q, n) indices of rows, -1 where there are fewer in the clusters near enough."""
+    def __call__(self, queries: torch.Tensor, n: int, chosen: faiss.IDSelector | None = None) -> np.ndarray:
+        """(Q, D) -> (Q, n) indices of rows, of the chosen ones if given, -1 where fewer are in the clusters near enough."""
         turned = self.turn(queries)
         distances = self.to_centres(turned)
         least, nearest = distances.min(1, keepdim=True)
         probes = torch.where(distances <= least + self.reach, torch.arange(len(self.centres)), -1)
         probes.scatter_(1, nearest, probes[:, :1].clone())  # the nearest one first: fewer rows come and go
         probes[:, :1] = nearest
-        return self.index.search_preassigned(turned.numpy(), n, probes.numpy(), None)[1]
+        how = None if chosen is None else faiss.SearchParametersIVF(sel=chosen, nprobe=probes.shape[1])
+        return self.index.search_preassigned(turned.numpy(), n, probes.numpy(), None, params=how)[1]
 
 
 class _TorchIndex:
@@ -206,16 +219,53 @@ class _TorchIndex:
         self.rows, self.ntotal = rows, len(rows)
         self.norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square()
 
-    def search(self, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k)."""
-        distances, indices = self.nearest(queries, k)
+    def search(
+        self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k); left_out: (M,) bool, rows to pass by."""
+        distances, indices = self.nearest(queries, k, left_out)
         return distances.cpu().numpy(), indices.cpu().numpy()
 
-    def nearest(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(
+        self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `search`, on the device."""
-        rows, found = self.rows.float(), []
+        rows, norms, found = self.rows.float(), self.norms, []
+        if left_out is not None:
+            norms = norms.masked_fill(torch.from_numpy(left_out).to(norms.device), torch.inf)
         for part in queries.to(rows.device).split(max(1, BLOCK // self.ntotal)):
-            least, indices = torch.addmm(self.norms, part, rows.T, alpha=-2).topk(k, largest=False)
+            least, indices = torch.addmm(norms, part, rows.T, alpha=-2).topk(k, largest=False)
             found.append(((least + part.square().sum(1, keepdim=True)).clamp_(min=0), indices))
         distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return distances, indices
+
+
+def spacing(patches: torch.Tensor, kept: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, d) all training patches, (M,) indices of the bank's rows -> (M,) how far apart patches lie around each row.
+
+    That is the mean squared distance of a row to its 9 nearest patches, itself left out (REB's local density: Lyu et
+    al. 2023, arXiv 2308.12577), averaged over the row and its 4 nearest rows of the bank. Neighbours are sought in a
+    few of 400 clusters, around patches drawn by seed: some are missed, which makes it larger by 1 to 5 %.
+    """
+    bank = patches[torch.from_numpy(kept).to(patches.device)]
+    near = _neighbours(bank, patches, NEIGHBOURS + 1, seed)[0][:, 1:].mean(1)  # the nearest is the row itself
+    return near[_neighbours(bank, bank, AROUND, seed)[1]].mean(1)
+
+
+def _neighbours(queries: torch.Tensor, rows: torch.Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, d), (N, d) -> squared distances (Q, k) to the nearest rows, or those of all that there are, and indices."""
+    k = min(k, len(rows))
+    if rows.device.type != "cpu":
+        return _TorchIndex(rows).search(queries, k)
+    some = np.random.default_rng(seed).choice(len(rows), max(1, min(CLUSTERS, len(rows) // 40)), replace=False)
+    quantizer = faiss.IndexFlatL2(rows.shape[1])
+    quantizer.add(np.unique(rows[torch.from_numpy(some)].numpy(), axis=0))  # equal ones would be searched in vain
+    index = faiss.IndexIVFFlat(quantizer, rows.shape[1], quantizer.ntotal)
+    index.add(rows.numpy())
+    index.nprobe = min(PROBES, quantizer.ntotal)
+    distances, indices = index.search(queries.numpy(), k)
+    few = np.flatnonzero(indices[:, -1] < 0)
+    if len(few):
+        index.nprobe = quantizer.ntotal
+        distances[few], indices[few] = index.search(queries[torch.from_numpy(few)].numpy(), k)
+    return distances, indices

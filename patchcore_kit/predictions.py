@@ -1,31 +1,37 @@
 """What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from patchcore_kit.calibration import Calibration, Threshold
 from patchcore_kit.errors import ResultsError
 from patchcore_kit.files import UNREADABLE, user_path, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
-    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1",
+    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1", "full_pro_5",
 )  # fmt: skip
 THRESHOLDS = ("image_threshold", "pixel_threshold", "image_false_alarms")
+ALARMS = ("alarm_false_alarms", "alarm_missed", "alarm_f1", "alarm_pixel_f1")  # at the thresholds from good images
+ALARM_THRESHOLDS = ("alarm_threshold", "defective_threshold", "alarm_threshold_pixel")
+INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1") for end in ("low", "high"))
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Scores and maps of N images, in the order of the samples; higher is stranger.
 
-    scores: (N,) float32, squared distances. maps: (N, H, W) float32, the same by pixel, smoothed.
+    scores: (N,) float32, squared distances, or relative ones ("density"). maps: (N, H, W) float32, the same by pixel,
+        smoothed.
     labels: (N,) 1 = defective, 0 = good, -1 = unknown. masks: (N, H, W) bool, or None where defects have no masks.
     names: the samples'. mask_rule: how mask edges were resized (see `Transform`). weights: the network's.
     unmasked: names of images that may be defective and have no mask, which is why `masks` is None.
+    calibration: what the model knows of good images, from which its own thresholds follow; None where it knows nothing.
     """
 
     scores: np.ndarray
@@ -36,6 +42,7 @@ class Predictions:
     mask_rule: str = "inside"
     weights: str = ""
     unmasked: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         return (
@@ -59,11 +66,27 @@ class Predictions:
             values |= pixel_metrics(self.maps, self.masks)
             if "anomaly_pro" not in values:
                 undefined["anomaly"] = "needs good pixels in defective images"
+        values |= self._alarms(known)
+        if "pixel" not in undefined and "full_pro_low" not in values:
+            undefined["intervals of pixel"] = "need two images with a defect"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
-        return {name: values.get(name) for name in (*METRICS, *THRESHOLDS)} | {
-            "mask_rule": self.mask_rule,
-            "undefined": reasons,
-        }
+        names = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *INTERVALS)
+        return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}
+
+    def _alarms(self, known: np.ndarray) -> dict[str, float | None]:
+        """What goes wrong at the model's own thresholds, of images whose label is known, as far as there are any."""
+        values = {name: getattr(self, name) for name in ALARM_THRESHOLDS}
+        good, defective = self.labels == 0, self.labels == 1
+        if self.alarm_threshold is not None:
+            alarms = self.scores > self.alarm_threshold
+            if good.any():
+                values["alarm_false_alarms"] = float(alarms[good].mean())
+            if defective.any():
+                values["alarm_missed"] = float((~alarms[defective]).mean())
+                values["alarm_f1"] = _f1(alarms[known], defective[known])
+        if self.alarm_threshold_pixel is not None and self.masks is not None and self.masks.any():
+            values["alarm_pixel_f1"] = _f1(self.maps > self.alarm_threshold_pixel, self.masks)
+        return values
 
     def _unmasked(self) -> str:
         more = f" and {len(self.unmasked) - 1} more have" if len(self.unmasked) > 1 else " has"
@@ -79,8 +102,60 @@ class Predictions:
         """Map value from which on a pixel counts as defective: F1-optimal, None without masks."""
         return self.metrics["pixel_threshold"]
 
+    @property
+    def alarm_threshold(self) -> float | None:
+        """Score that at most `alarm_rate` of the good images exceed, by the model; None where it has none."""
+        return _value(self.calibration and self.calibration.look)
+
+    @property
+    def defective_threshold(self) -> float | None:
+        """The same for a fifth of `alarm_rate`: what lies above is called defective."""
+        return _value(self.calibration and self.calibration.defective)
+
+    @property
+    def alarm_threshold_pixel(self) -> float | None:
+        """Map value that at most `alarm_rate` of the good images exceed anywhere, by the model; None without."""
+        return _value(self.calibration and self.calibration.pixel)
+
+    @property
+    def index(self) -> np.ndarray | None:
+        """(N,) scores / `alarm_threshold`: 1 is the limit, whatever the model; None without a threshold."""
+        return None if self.alarm_threshold is None else self.scores / np.float32(self.alarm_threshold)
+
+    @property
+    def index_maps(self) -> np.ndarray | None:
+        """(N, H, W) maps / `alarm_threshold_pixel`: 1 is the limit; None without a threshold."""
+        return None if self.alarm_threshold_pixel is None else self.maps / np.float32(self.alarm_threshold_pixel)
+
+    @property
+    def verdicts(self) -> np.ndarray:
+        """(N,) `good`, `look` above `alarm_threshold`, `defective` above `defective_threshold`; None without them."""
+        if self.alarm_threshold is None:
+            return np.full(len(self.scores), None)
+        over = (self.scores > self.alarm_threshold).astype(int) + (self.scores > self.defective_threshold)
+        return np.array(("good", "look", "defective"), dtype=object)[over]
+
+    def of(self, images: np.ndarray) -> "Predictions":
+        """Those of some images: (n,) indices, or (N,) bool."""
+        masks = None if self.masks is None else self.masks[images]
+        names = tuple(np.array(self.names)[images])
+        return replace(
+            self, scores=self.scores[images], maps=self.maps[images], labels=self.labels[images], masks=masks, names=names
+        )
+
+    def by_defect(self) -> pd.DataFrame:
+        """The metrics of each kind of defect among the good images, and how many images of it there are."""
+        kinds = np.array([_kind(name) for name in self.names])
+        found = {}
+        for kind in sorted(set(kinds[self.labels == 1])):
+            of_kind = (kinds == kind) & (self.labels == 1)
+            found[kind] = {"images": int(of_kind.sum())} | self.of(of_kind | (self.labels == 0)).metrics
+        return pd.DataFrame.from_dict(found, orient="index").rename_axis("defect")
+
     def save(self, path: Path | str) -> None:
-        """Write one `.npz` with these names as keys and both thresholds (NaN where there is none); no pickles.
+        """Write one `.npz` with these names as keys and all thresholds (NaN where there is none); no pickles.
+
+        Of the calibration: `good_scores`, `good_peaks` and `alarm_rate`.
 
         Raises ResultsError if it cannot be written.
         """
@@ -94,7 +169,9 @@ class Predictions:
             "mask_rule": np.array(self.mask_rule),
             "weights": np.array(self.weights),
             "unmasked": np.array(self.unmasked, dtype=str),
-        }
+        } | {name: np.array(getattr(self, name), dtype=float) for name in ALARM_THRESHOLDS}
+        if self.calibration is not None:
+            arrays |= self.calibration.arrays()
         if self.masks is not None:
             arrays["masks"] = self.masks
         with writing(user_path(path)) as temporary, temporary.open("wb") as file:
@@ -107,7 +184,8 @@ class Predictions:
             with user_path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
                 names, unmasked = (tuple(file.get(key, np.array(())).tolist()) for key in ("names", "unmasked"))
                 arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
-                return cls(*arrays, names, str(file["mask_rule"]), str(file["weights"]), unmasked)
+                about = str(file["mask_rule"]), str(file["weights"])
+                return cls(*arrays, names, *about, unmasked, Calibration.of(file))
         except UNREADABLE as error:
             raise ResultsError(
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
@@ -116,14 +194,19 @@ class Predictions:
     def table(self) -> pd.DataFrame:
         """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
 
-        margin: distance of the score from the threshold, as a share of it; negative where the verdict is wrong.
+        verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over the
+            lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
+        margin: distance of the score from that one, as a share of it; negative where that verdict is wrong.
         map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
         iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
         """
-        kinds = [parts[-2] if len(parts) > 2 else "" for parts in (name.split("/") for name in self.names)]
+        kinds = [_kind(name) for name in self.names]
         columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
+        columns["verdict"] = self.verdicts
+        if self.index is not None:
+            columns["index"] = self.index.astype(float)
         if self.image_threshold is not None:
-            columns["verdict"] = np.where(self.scores >= self.image_threshold, "defective", "good")
+            columns["verdict_f1"] = np.where(self.scores >= self.image_threshold, "defective", "good")
             distance = (self.scores - self.image_threshold) / (self.image_threshold or 1)
             columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
         columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
@@ -142,10 +225,27 @@ class Predictions:
             self.table().to_csv(temporary, index=False)
 
 
+def _kind(name: str) -> str:
+    """The folder that an image lies in, which names its defect; "" where it lies in none."""
+    parts = name.split("/")
+    return parts[-2] if len(parts) > 2 else ""
+
+
+def _value(threshold: Threshold | None) -> float | None:
+    return None if threshold is None else threshold.value
+
+
+def _f1(found: np.ndarray, true: np.ndarray) -> float:
+    return float(2 * (found & true).sum() / (found.sum() + true.sum()))
+
+
 def evaluate(predictions: Predictions) -> dict[str, float | str | None]:
     """Metrics by name: image and pixel AUROC (`instance_`, `full_pixel_`, `anomaly_pixel_`), average precision,
-    F1 and its thresholds, the share of the good images that are at or above the one of images, PRO up to 30 % false
-    positives, and which mask rule they used.
+    F1 and its thresholds, the share of the good images that are at or above the one of images, PRO up to 30 and to 5 %
+    false positives (`full_pro_5`), and which mask rule they used; of all but F1 an interval of 95 % (`_low`, `_high`).
+
+    At the model's own thresholds (`alarm_threshold`, `alarm_threshold_pixel`): the share of good images above it, of
+    defective ones that are missed, F1 of images and of pixels (`alarm_`).
 
     A metric that is not defined (one class only, no masks) is None, and `undefined` gives the reason.
     """
