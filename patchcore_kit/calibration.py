@@ -33,7 +33,6 @@ class Threshold:
 
     extrapolated: it lies beyond what so few scores show, so no rate is promised.
     low, high: between which the true rate lies (95 %, exact binomial); None where it is extrapolated.
-    needed: good images from which on a threshold can be had that holds the rate with 95 % certainty.
     """
 
     value: float
@@ -45,7 +44,13 @@ class Threshold:
 
     @property
     def needed(self) -> int:
+        """Good images from which on a threshold can hold the rate with 95 % certainty."""
         return math.ceil(math.log(1 - SURE) / math.log1p(-self.rate))
+
+    @property
+    def least(self) -> int:
+        """Good images from which on it need not be extrapolated."""
+        return math.ceil(1 / self.rate - 1e-9) - 1
 
     def __str__(self) -> str:
         known = (
@@ -61,8 +66,8 @@ def threshold(scores: np.ndarray, rate: float) -> Threshold | None:
     """(n,) scores of good images -> the threshold that at most a share `rate` of good images should exceed.
 
     Where n is so small that the rank exceeds it, the upper prediction limit of one more score, whose logarithm is taken
-    to be normal (mean and deviation of the n, Student's t), but at least the largest score. None for fewer than 3 scores,
-    and where all good images score 0.
+    to be normal (mean and deviation of the n, Student's t), but at least the largest score. None for fewer than 3
+    scores, and where all good images score 0.
     """
     scores = np.sort(np.asarray(scores, dtype=float))
     n, rank = len(scores), math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)

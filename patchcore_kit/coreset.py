@@ -95,6 +95,11 @@ def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int
     return projected.sub_(projected.mean(0))
 
 
+def shrinkage(dimension: int, projected: int) -> float:
+    """How many times larger squared distances of rows (N, dimension) are, in the mean, than after `project`."""
+    return 1.0 if projected == dimension else 3 * dimension / projected
+
+
 def greedy_coreset(
     features: torch.Tensor | np.ndarray,
     k: int,

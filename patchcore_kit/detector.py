@@ -1,17 +1,21 @@
 """PatchCore: fit on good images, predict scores and anomaly maps, save and load; alone or as an ensemble.
 
-    fit       images -> feature maps -> patch rows -> coreset -> memory bank
-    predict   images -> feature maps -> patch rows -> nearest rows of the bank -> scores and maps
+    fit       images -> feature maps -> patch rows -> coreset -> memory bank -> thresholds
+    predict   images -> feature maps -> patch rows -> nearest rows of the bank -> scores and maps -> verdicts
 
-Source: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Scores are the reference
-implementation's: squared distances, the highest patch of an image is its score.
+Source: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Scores are by default the reference
+implementation's (`scoring="distance"`): squared distances d, the highest patch of an image is its score.
+
+With `scoring="density"` a patch's score is d / (t + 3 mean t), where t tells how far apart good patches lie around its
+nearest row (`memory_bank.spacing`): where they are all alike a small distance counts, where they vary it takes a larger
+one. An image's score is the largest mean of 3x3 neighbouring patches, for a defect is seldom seen by one patch alone.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from patchcore_kit import coreset, memory_bank, reference_format
+from patchcore_kit import calibration, coreset, memory_bank, reference_format
 from patchcore_kit.backbones import Backbone, load_backbone
+from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, whole_number
 from patchcore_kit.files import user_path, writing
@@ -40,7 +45,12 @@ LOGGER = logging.getLogger(__name__)
 Images = Path | str | Frame | Iterable[Sample | Path | str | Frame]
 """Samples, image files, a folder of them, or frames in memory: whatever `datasets.as_samples` takes."""
 
+SCORINGS = ("distance", "density")
 SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
+TYPICAL = 3  # times the mean spacing that is added to each row's: else a part's most uniform places drown the rest
+WINDOW = 3  # patches down and across whose mean makes the score of an image
+CALIBRATED = 100  # training images that thresholds are taken from, spread over all of them
+NOTHING = 1e-6  # times the bank's scale: distances that are rounding
 
 
 class PatchCore:
@@ -51,6 +61,8 @@ class PatchCore:
     search, storage: see `MemoryBank`; with "float16" the feature maps of the training images are kept so, too.
     pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
     num_nn: neighbours whose squared distances are averaged to a patch's score.
+    scoring: "distance", the reference's, or "density", relative to how far apart good patches lie (see the module).
+    alarm_rate: share of good images that may be called anything but good; sets the thresholds.
     reweight: number b of neighbours for the paper's Eq. 7, which lowers the score of an image whose nearest row of
         the bank lies in a dense part of it; 0 leaves scores as they are, as the reference does.
     seed: draws the projection and the coreset's start.
@@ -58,7 +70,8 @@ class PatchCore:
     cache: where images are kept as the network takes them, or None.
 
     After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`, `category_` (the name of
-    the category that the images are of, "" where they are of none), and `transform` knows the bits of the images.
+    the category that the images are of, "" where they are of none), `calibration_` (scores of good images and the
+    thresholds that follow, None where there can be none), and `transform` knows the bits of the images.
     Raises SettingsError for settings that cannot work.
     """
 
@@ -77,6 +90,8 @@ class PatchCore:
         *,
         projection: int | None = 128,
         reweight: int = 0,
+        scoring: str = "distance",
+        alarm_rate: float = 0.05,
         search: str = "fast",
         storage: str = "float32",
         bits: int | None = None,
@@ -87,6 +102,11 @@ class PatchCore:
     ):
         coreset.check(sampler, percentage, projection)
         memory_bank.check(search, storage)
+        calibration.check(alarm_rate)
+        if scoring not in SCORINGS:
+            raise SettingsError(f"unknown scoring {scoring!r}: there are {', '.join(SCORINGS)}")
+        if reweight and scoring != "distance":
+            raise SettingsError(f"reweight is {reweight}, a rule for scoring='distance': give 0, or that scoring")
         if not isinstance(backbone, Backbone):
             raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
@@ -111,6 +131,8 @@ class PatchCore:
         self.seed = whole_number("seed", seed, 0)
         self.projection = projection
         self.reweight = whole_number("reweight", reweight, 0)
+        self.scoring = scoring
+        self.alarm_rate = float(alarm_rate)
         self.search = search
         self.storage = storage
         self.bits = self.transform.bits
@@ -142,19 +164,91 @@ class PatchCore:
         self.transform = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
         notes.tell()
         rows = PatchRows(self.embedding, self._feature_maps(samples, "embed training images", notes), self.storage)
-        kept = coreset.select(
-            rows, self.sampler, self.percentage, projection=self.projection, seed=self.seed, progress=self.progress
-        )
+        self.train_names_ = tuple(sample.name for sample in samples)
+        kept, spacing = self._select(rows, notes)
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
         self.grid_, cells = rows.grid, math.prod(rows.grid)
-        self.train_names_ = tuple(sample.name for sample in samples)
         self.category_ = category_of(samples[0])
-        rows = rows.at(kept)  # the maps' memory is free from here on
-        self.bank_ = self._bank(rows, kept // cells, kept % cells)
+        self.bank_ = self._bank(rows.at(kept), {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
+        self.calibration_ = self._calibrate(rows, notes)
         return self
 
-    def _bank(self, rows: torch.Tensor | np.ndarray, images: np.ndarray | None, cells: np.ndarray | None) -> MemoryBank:
-        return MemoryBank(rows, images, cells, self.backbone.device, search=self.search, storage=self.storage)
+    def _select(self, rows: PatchRows, notes: Notes) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices (M,) of the rows to keep, and their spacing (M,) where scores are relative to it."""
+        projected = None
+        if self.scoring == "density" or "greedy" in self.sampler:
+            projected = coreset.project(rows, self.projection, self.seed)
+        kept = coreset.select(
+            rows,
+            self.sampler,
+            self.percentage,
+            projection=self.projection,
+            seed=self.seed,
+            progress=self.progress,
+            projected=projected,
+        )
+        if self.scoring != "density":
+            return kept, None
+        return kept, self._spacing(projected, kept, rows.shape[1], notes)
+
+    def _spacing(self, projected: torch.Tensor, kept: np.ndarray, dimension: int, notes: Notes) -> np.ndarray:
+        """(M,) spacing of the rows that are kept, on the scale of rows of `dimension` values."""
+        spacing = memory_bank.spacing(projected, kept, self.seed)
+        variance = float(projected.square().sum(1).mean())  # they are centred
+        if spacing.mean() <= NOTHING * variance:
+            notes.add(self.train_names_[0], "all other training images are the same, so scores are plain distances")
+            spacing[:] = variance or 1.0
+        return spacing * coreset.shrinkage(dimension, projected.shape[1])
+
+    def _bank(self, rows: torch.Tensor | np.ndarray, arrays: Mapping[str, np.ndarray | None]) -> MemoryBank:
+        """A bank of the rows and of what is known of each: `images`, `cells`, `spacing`."""
+        about = [arrays.get(name) for name in ("images", "cells")]
+        how = {"search": self.search, "storage": self.storage, "spacing": arrays.get("spacing")}
+        return MemoryBank(rows, *about, self.backbone.device, **how)
+
+    def _calibrate(self, rows: PatchRows, notes: Notes) -> Calibration | None:
+        """Score training images without their own rows of the bank; None, which is noted, if nothing follows of it."""
+        n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
+        others = len(self.bank_) - np.bincount(self.bank_.images, minlength=n)
+        images = np.unique(np.linspace(0, n - 1, min(n, CALIBRATED)).round().astype(int))
+        images = images[others[images] >= self.num_nn]
+        pairs = zip(images, rows.of_images(images), strict=True)
+        scored = [self._score(of_image, 1, without=image) for image, of_image in pairs]
+        found = Calibration(*(np.array([one[part].max() for one in scored]) for part in (0, 1)), self.alarm_rate)
+        found.scores[found.scores < self._rounding()] = 0
+        name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
+        if found.look is None or found.pixel is None:
+            few = "there are too few" if len(images) < calibration.FEWEST else "they are the same to the network"
+            notes.add(name, f"{few}, so there is no threshold for {rate}, and no verdict")
+        elif found.look.extrapolated:
+            notes.add(name, f"the threshold for {rate} is extrapolated, it takes {found.look.least} to know one")
+        notes.tell()
+        if found.look is None or found.pixel is None:
+            return None
+        LOGGER.info("threshold from good images: %s", found.look)
+        return found
+
+    def _rounding(self) -> float:
+        """Scores below are rounding: 0."""
+        if self.scoring == "density":
+            return NOTHING
+        return NOTHING * float(np.square(self.bank_.rows_at(np.arange(min(100, len(self.bank_))))).sum(1).mean())
+
+    def _score(self, rows: torch.Tensor, count: int, without: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(B*H*W, D) rows of `count` images -> their scores (B,) and maps (B, height, width).
+
+        without: a training image whose rows of the bank are left out.
+        """
+        distances, nearest = self.bank_.search(rows, self.num_nn, images=count, without=without)
+        patches, nearest = distances.mean(axis=1), nearest[:, 0]
+        if self.scoring == "density":
+            spacing = self.bank_.spacing
+            patches = patches / (spacing[nearest] + TYPICAL * spacing.mean())
+        patches = patches.reshape(count, *self.grid_)
+        # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
+        # afterwards, and slow the network down
+        down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
+        return self._image_scores(patches, rows, nearest), (down @ torch.from_numpy(patches) @ across.T).numpy()
 
     def _feature_maps(self, samples: Sequence[Sample], task: str, notes: Notes) -> Iterator[list[torch.Tensor]]:
         """The feature maps of all images, batch by batch, while threads read the next ones."""
@@ -188,34 +282,35 @@ class PatchCore:
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
-        down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
-        scores, maps = [], []
-        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes)):
-            count = len(rows) // math.prod(self.grid_)
-            distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
-            patches = distances.mean(axis=1).reshape(count, *self.grid_)
-            scores.append(self._image_scores(patches, rows, nearest[:, 0]))
-            # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
-            # afterwards, and slow the network down
-            maps.append((down @ torch.from_numpy(patches) @ across.T).numpy())
+        scored = [
+            self._score(rows, len(rows) // math.prod(self.grid_))
+            for rows in self.embedding.each(self._feature_maps(samples, "score images", notes))
+        ]
+        scores, maps = (np.concatenate(parts) for parts in zip(*scored, strict=True))
         return Predictions(
-            scores=np.concatenate(scores),
-            maps=np.concatenate(maps),
+            scores=scores,
+            maps=maps,
             labels=np.array([sample.label for sample in samples]),
             masks=self._masks(samples, unmasked, mask_transform, notes),
             names=tuple(sample.name for sample in samples),
             mask_rule=mask_rule,
             weights=self.backbone.weights,
             unmasked=tuple(sample.name for sample in unmasked),
+            calibration=self.calibration_,
         )
 
     def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
-        """(B, H, W) patch scores -> (B,): the highest, re-weighted by the paper's Eq. 7 if asked for.
+        """(B, H, W) patch scores -> (B,): the highest, or of relative ones the highest mean of 3x3.
+
+        The highest is re-weighted by the paper's Eq. 7 if asked for.
 
         The factor is 1 - exp(d(m_test, m*)) / sum over m in N_b(m*) of exp(d(m_test, m)), with m_test the patch of
         the highest score, m* its nearest row and N_b(m*) the b rows nearest to m*, itself among them. It takes
         Euclidean distances, as the paper does; the score that it scales stays squared.
         """
+        if self.scoring == "density":
+            window = [min(WINDOW, side) for side in self.grid_]
+            return F.avg_pool2d(torch.from_numpy(patches)[:, None], window, stride=1).amax((1, 2, 3)).numpy()
         flat = patches.reshape(len(patches), -1)
         highest = flat.max(axis=1)
         if not self.reweight:
@@ -283,6 +378,7 @@ class PatchCore:
             "percentage": self.percentage,
             "projection": self.projection,
             "reweight": self.reweight,
+            "scoring": self.scoring,
             "search": self.search,
             "storage": self.storage,
             "precision": self.backbone.precision,
@@ -295,7 +391,11 @@ class PatchCore:
             "category": self.category_,
             "bits": self.transform.bits,
         }
-        return reference_format.SavedModel(params, self.bank_.rows, extras, self.bank_.images, self.bank_.cells)
+        arrays = {name: getattr(self.bank_, name) for name in reference_format.OF_ROWS}
+        arrays = {name: values for name, values in arrays.items() if values is not None}
+        if self.calibration_ is not None:
+            arrays |= self.calibration_.arrays()
+        return reference_format.SavedModel(params, self.bank_.rows, extras, arrays)
 
     @classmethod
     def load(
@@ -304,6 +404,7 @@ class PatchCore:
         weights: str | Path | None = None,
         resize: int | tuple[int, int] | None = None,
         *,
+        scoring: str | None = None,
         bits: int | None = None,
         device: str = "cpu",
         prefix: str = "",
@@ -314,16 +415,19 @@ class PatchCore:
         weights: as for `load_backbone`; a model made with random weights gets the same again by itself.
         resize: for the reference's folders, which do not record it: by default 8/7 of the image size, the rule of
             its published models (256 for 224, 366 for 320).
+        scoring: another than the model's; its thresholds are those of its own and go. "density" needs the spacing of
+            the rows, which is stored with models made for it, and found anew where the bank has all training patches.
         bits: for folders that do not record how many bits images of more than 8 have.
         prefix: a member's, in the folder of an ensemble.
 
         Raises ModelError if the folder is no model, was made with other weights or for another `resize` or
-        `bits`, and WeightsError if the network's weights are not found.
+        `bits`, or lacks the spacing that is asked for, and WeightsError if the network's weights are not found.
         """
         if not prefix and reference_format.prefixes(folder) != [""]:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
+        made_for = extras.get("scoring", "distance")
         transform = _transform(folder, params, extras, resize, bits)
         if weights is None and extras.get("weights") == "random":
             weights = "random"
@@ -356,6 +460,8 @@ class PatchCore:
             extras.get("seed", 0),
             projection=extras.get("projection"),
             reweight=extras.get("reweight", 0),
+            scoring=scoring or made_for,
+            alarm_rate=float(saved.arrays.get("alarm_rate", 0.05)),
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
             bits=bits,
@@ -366,8 +472,24 @@ class PatchCore:
         detector.train_names_ = tuple(extras.get("training_images", ()))
         named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
         detector.category_ = extras.get("category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else "")
-        detector.bank_ = detector._bank(saved.rows, saved.images, saved.cells)
+        detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
+        if detector.calibration_ is None:
+            LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
+        spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector.scoring == "density" else {}
+        detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
         return detector
+
+    def _stored_spacing(self, folder: Path | str, saved: reference_format.SavedModel) -> np.ndarray:
+        if "spacing" in saved.arrays:
+            return saved.arrays["spacing"]
+        if saved.extras.get("sampler") != "identity":
+            raise ModelError(
+                f"the model in {folder} does not know how far apart good patches lie: density scores need a model that "
+                "was trained with scoring='density', or one whose bank has all patches (sampler identity)"
+            )
+        rows = torch.from_numpy(saved.rows)
+        projected = coreset.project(rows, self.projection, self.seed)
+        return self._spacing(projected, np.arange(len(rows)), rows.shape[1], Notes())
 
     def _find_grid(self) -> tuple[int, int]:
         """Run the network once on an empty image of the right size."""
@@ -410,9 +532,11 @@ def _transform(
 class PatchCoreEnsemble:
     """Several PatchCores, fitted on the same images, whose scores and maps are averaged on one scale.
 
-    Each member is divided by the mean squared distance of its bank's rows to their mean, which it takes from training
-    images alone: predictions do not depend on what else is in the test set. With `scaling="test-set"` each member is
-    brought to 0..1 over the test set instead, which is what the reference does; it needs a test set to make sense.
+    Members whose scores are distances are divided by the mean squared distance of their bank's rows to their mean.
+    Where others are among them all are divided by their thresholds from good images: the index is averaged. Both come
+    from training images alone: predictions do not depend on what else is in the test set. With `scaling="test-set"`
+    each member is brought to 0..1 over the test set instead, which is what the reference does; it needs a test set to
+    make sense, and has no thresholds from good images.
 
     Raises SettingsError without members, for members of different image sizes and for an unknown scaling.
     """
@@ -448,19 +572,37 @@ class PatchCoreEnsemble:
     def predict(self, images: Images, *, mask_rule: str = "inside") -> Predictions:
         """Average the members' scores and maps, each on its scale. Raises as `PatchCore.predict`."""
         samples, notes, scores, maps = as_samples(images), Notes(), 0, 0
-        for member in self.members:
+        scales = None if self.scaling == "test-set" else self._scales()
+        for i, member in enumerate(self.members):
             one = member._predict(samples, mask_rule, notes)
-            scores = scores + self._scaled(one.scores, member) / len(self.members)
-            maps = maps + self._scaled(one.maps, member) / len(self.members)
-        return replace(
-            one, scores=scores, maps=maps, weights=", ".join(member.backbone.weights for member in self.members)
+            of_scores, of_maps = (one.scores, one.maps) if scales is None else scales[i]
+            scores = scores + _scaled(one.scores, of_scores) / len(self.members)
+            maps = maps + _scaled(one.maps, of_maps) / len(self.members)
+        weights = ", ".join(member.backbone.weights for member in self.members)
+        return replace(one, scores=scores, maps=maps, weights=weights, calibration=self._calibration(scales))
+
+    def _scales(self) -> list[tuple[float, float]]:
+        """What each member's scores and maps are divided by."""
+        if all(member.scoring == "distance" for member in self.members):
+            return [(member.bank_.scale, member.bank_.scale) for member in self.members]
+        known = [member.calibration_ for member in self.members]
+        if all(known):
+            return [(one.look.value, one.pixel.value) for one in known]
+        if all(member.scoring == "density" for member in self.members):
+            return [(1.0, 1.0)] * len(known)  # relative, all of them
+        raise SettingsError(
+            "members of different scoring are averaged by their thresholds from good images, and one has none: fit "
+            "them on 3 images at least"
         )
 
-    def _scaled(self, values: np.ndarray, member: PatchCore) -> np.ndarray:
-        if self.scaling == "bank":
-            return values / np.float32(member.bank_.scale)
-        low, high = values.min(), values.max()
-        return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    def _calibration(self, scales: list[tuple[float, float]] | None) -> Calibration | None:
+        """Of the members' averages on the same images; the peak of an average is at most the average of the peaks."""
+        known = [member.calibration_ for member in self.members]
+        if scales is None or not all(known) or len({(len(one.scores), one.alarm_rate) for one in known}) > 1:
+            return None
+        scores = np.mean([one.scores / scale for one, (scale, _) in zip(known, scales, strict=True)], axis=0)
+        peaks = np.mean([one.peaks / scale for one, (_, scale) in zip(known, scales, strict=True)], axis=0)
+        return Calibration(scores, peaks, known[0].alarm_rate)
 
     def save(self, folder: Path | str) -> None:
         """Write all members into one model folder. Raises as `PatchCore.save`."""
@@ -516,6 +658,14 @@ def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
 
 
+def _scaled(values: np.ndarray, by: float | np.ndarray) -> np.ndarray:
+    """Values over a number, or brought to 0..1 over an array of them."""
+    if isinstance(by, float):
+        return values / np.float32(by)
+    low, high = by.min(), by.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
 def category_of(sample: Sample) -> str:
     """The name of the category that `load_category` has found a sample in, "" of any other sample."""
     split, *below = sample.name.split("/")
@@ -524,6 +674,7 @@ def category_of(sample: Sample) -> str:
     return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
 
 
+@lru_cache(maxsize=8)
 def map_operator(pixels: int, cells: int) -> torch.Tensor:
     """(pixels, cells): bilinear up-sampling along one axis, then the Gaussian, as one matrix.
 

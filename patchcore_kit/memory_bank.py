@@ -201,15 +201,22 @@ class _Candidates:
         self.index.add(self.turn(rows).numpy())
 
     def __call__(self, queries: torch.Tensor, n: int, chosen: faiss.IDSelector | None = None) -> np.ndarray:
-        """(Q, D) -> (Q, n) indices of rows, of the chosen ones if given, -1 where fewer are in the clusters near enough."""
+        """(Q, D) -> (Q, n) indices of rows, -1 where there are fewer in the clusters near enough; chosen: of these."""
         turned = self.turn(queries)
         distances = self.to_centres(turned)
         least, nearest = distances.min(1, keepdim=True)
         probes = torch.where(distances <= least + self.reach, torch.arange(len(self.centres)), -1)
         probes.scatter_(1, nearest, probes[:, :1].clone())  # the nearest one first: fewer rows come and go
         probes[:, :1] = nearest
-        how = None if chosen is None else faiss.SearchParametersIVF(sel=chosen, nprobe=probes.shape[1])
-        return self.index.search_preassigned(turned.numpy(), n, probes.numpy(), None, params=how)[1]
+        if chosen is None:
+            return self.index.search_preassigned(turned.numpy(), n, probes.numpy(), None)[1]
+        found = np.empty((len(queries), n), dtype=np.int64)
+        distances, to_centres = np.empty(found.shape, dtype=np.float32), np.zeros(probes.shape, dtype=np.float32)
+        how = faiss.SearchParametersIVF(sel=chosen, nprobe=probes.shape[1])
+        # what search_preassigned calls, which cannot leave out rows
+        x, lists, *rest = map(faiss.swig_ptr, (turned.numpy(), probes.numpy(), to_centres, distances, found))
+        self.index.search_preassigned_c(len(queries), x, n, lists, *rest, False, how)
+        return found
 
 
 class _TorchIndex:
@@ -222,7 +229,7 @@ class _TorchIndex:
     def search(
         self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k); left_out: (M,) bool, rows to pass by."""
+        """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k); left_out: (M,) bool."""
         distances, indices = self.nearest(queries, k, left_out)
         return distances.cpu().numpy(), indices.cpu().numpy()
 

@@ -4,10 +4,10 @@ Everything follows from one ranking of the values, highest first: millions of pi
 is a cumulative sum along that order. Equal values share one point of a curve.
 
 How sure: images are drawn again with replacement, as many good and as many defective ones as there are (bootstrap),
-which gives a metric's deviation s. An interval is then Wilson's for a share A of n = A(1 - A) / s^2 observations: unlike
-the percentiles of the bootstrap it holds the true value as often as it says for few images, too, and for a measured
-1.000 it has a lower end. n is at least the number of images of the rarer kind, which for an AUROC of images is so by
-theory (Birnbaum and Klose 1957), and for metrics of images at most the number of all.
+which gives a metric's deviation s. An interval is then Wilson's for a share A of n = A(1 - A) / s^2 observations:
+unlike the percentiles of the bootstrap it holds the true value as often as it says for few images, too, and for a
+measured 1.000 it has a lower end. n is at least the number of images of the rarer kind, which for an AUROC of images
+is so by theory (Birnbaum and Klose 1957), and for metrics of images at most the number of all.
 """
 
 from dataclasses import dataclass
@@ -110,8 +110,8 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[st
     the reference does. PRO weighs every connected defect region equally (8 neighbours), whatever its size. Undefined
     `anomaly_` metrics (defects that fill their images) are left out.
 
-    Of each but F1 also the ends `_low` and `_high` of an interval of 95 %, from resamples drawn by seed, unless there is
-    only one image with a defect in its mask.
+    Of each but F1 also the ends `_low` and `_high` of an interval of 95 %, from resamples drawn by seed, unless there
+    is only one image with a defect in its mask.
     """
     values = maps.ravel()
     order = np.argsort(values)[::-1]

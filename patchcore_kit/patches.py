@@ -132,6 +132,13 @@ class PatchRows:
         for maps in self.batches:
             yield self.embedding.project([x.float() for x in maps], weight)
 
+    def of_images(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The rows (H*W, D) of each of these images in turn, gone with the next; indices: ascending."""
+        per_batch, cells = len(self.batches[0][0]), math.prod(self.grid)
+        for i, maps in enumerate(self.batches):
+            if here := [index - i * per_batch for index in indices if index // per_batch == i]:
+                yield from self.embedding([x[here].float() for x in maps]).split(cells)
+
     def at(self, indices: np.ndarray) -> torch.Tensor:
         """(k,) indices -> (k, D) rows, in that order."""
         kept, start = torch.empty(len(indices), self.shape[1], dtype=self.dtype, device=self.device), 0

@@ -137,11 +137,9 @@ class Predictions:
 
     def of(self, images: np.ndarray) -> "Predictions":
         """Those of some images: (n,) indices, or (N,) bool."""
-        masks = None if self.masks is None else self.masks[images]
-        names = tuple(np.array(self.names)[images])
-        return replace(
-            self, scores=self.scores[images], maps=self.maps[images], labels=self.labels[images], masks=masks, names=names
-        )
+        arrays = {name: getattr(self, name) for name in ("scores", "maps", "labels", "masks")}
+        arrays = {name: None if values is None else values[images] for name, values in arrays.items()}
+        return replace(self, **arrays, names=tuple(np.array(self.names)[images].tolist()))
 
     def by_defect(self) -> pd.DataFrame:
         """The metrics of each kind of defect among the good images, and how many images of it there are."""
@@ -194,8 +192,8 @@ class Predictions:
     def table(self) -> pd.DataFrame:
         """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
 
-        verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over the
-            lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
+        verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over
+            the lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
         margin: distance of the score from that one, as a share of it; negative where that verdict is wrong.
         map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
         iou: the area that these two share, over the area of both together; NaN without a defect in the mask.

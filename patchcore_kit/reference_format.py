@@ -3,7 +3,7 @@
     patchcore_params.pkl            a pickled dict of settings                  } the reference reads and writes these
     nnscorer_search_index.faiss     a FAISS IndexFlatL2 with the bank's rows    }
     patchcore_kit.json              resize, sampler, seed, weights, training images, ...
-    patchcore_kit.npz               the training image and cell of each row
+    patchcore_kit.npz               the training image, cell and spacing of each row; the scores of good images
 
 Members of an ensemble share a folder, each file with a prefix `Ensemble-1-3_`. Nothing in a pickle is executed: it
 may hold plain containers, strings and numbers only.
@@ -28,7 +28,8 @@ from patchcore_kit.files import UNREADABLE, is_lfs_pointer, user_path, work_fold
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
 EXTRAS_FILE = "patchcore_kit.json"
-ORIGINS_FILE = "patchcore_kit.npz"
+ARRAYS_FILE = "patchcore_kit.npz"
+OF_ROWS = ("images", "cells", "spacing")  # arrays with a value for each row
 
 # the reference's settings, in the order in which it stores them
 PARAMS = {
@@ -55,14 +56,13 @@ class SavedModel:
     """One member of a model folder.
 
     params: the reference's settings. rows: (M, D) float32. extras: the kit's own settings, {} for a folder that the
-    reference wrote. images, cells: (M,) origins of the rows, or None.
+    reference wrote. arrays: what else the model knows, by name; {} where nothing is stored.
     """
 
     params: dict
     rows: np.ndarray
     extras: dict
-    images: np.ndarray | None
-    cells: np.ndarray | None
+    arrays: dict[str, np.ndarray]
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -106,7 +106,7 @@ def ensemble_prefix(i: int, total: int) -> str:
 
 def check_replaceable(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but a model's files, which saving a model would remove."""
-    names = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ORIGINS_FILE)
+    names = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ARRAYS_FILE)
     others = [p.name for p in folder.iterdir() if not p.name.endswith(names)] if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini")]
     if others:
@@ -120,8 +120,8 @@ def write_model(folder: Path, model: SavedModel, prefix: str = "") -> None:
     index.add(model.rows)
     (folder / f"{prefix}{INDEX_FILE}").write_bytes(faiss.serialize_index(index).tobytes())
     (folder / f"{prefix}{EXTRAS_FILE}").write_text(json.dumps(model.extras, indent=2) + "\n", encoding="utf-8")
-    if model.images is not None:
-        np.savez(folder / f"{prefix}{ORIGINS_FILE}", images=model.images, cells=model.cells)
+    if model.arrays:
+        np.savez(folder / f"{prefix}{ARRAYS_FILE}", **model.arrays)
 
 
 def params_bytes(params: dict) -> bytes:
@@ -134,11 +134,15 @@ def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
     folder = user_path(folder)
     params, extras = read_settings(folder, prefix)
     rows = _read_index(folder / f"{prefix}{INDEX_FILE}", params["target_embed_dimension"])
-    path = folder / f"{prefix}{ORIGINS_FILE}"
+    path = folder / f"{prefix}{ARRAYS_FILE}"
     if not path.is_file():
-        return SavedModel(params, rows, extras, None, None)
-    with _damaged(path), path.open("rb") as content, np.load(content, allow_pickle=False) as origins:
-        return SavedModel(params, rows, extras, origins["images"], origins["cells"])
+        return SavedModel(params, rows, extras, {})
+    with _damaged(path), path.open("rb") as content, np.load(content, allow_pickle=False) as stored:
+        arrays = dict(stored)
+        for name in OF_ROWS:
+            if len(arrays.get(name, rows)) != len(rows):
+                raise ValueError(f"{name} of {len(arrays[name])} rows, the bank has {len(rows)}")
+        return SavedModel(params, rows, extras, arrays)
 
 
 def read_settings(folder: Path | str, prefix: str = "") -> tuple[dict, dict]:
