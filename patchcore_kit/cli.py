@@ -17,7 +17,7 @@ import faiss
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import Category, list_categories, load_category
-from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
+from patchcore_kit.detector import SCORINGS, PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
     Detector,
@@ -34,7 +34,10 @@ from patchcore_kit.memory_bank import SEARCHES, STORAGES
 from patchcore_kit.reference_format import prefixes, read_settings
 from patchcore_kit.transforms import MASK_RULES
 
-SHOWN = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "fit_seconds", "predict_seconds")
+SHOWN = (
+    "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "alarm_false_alarms", "alarm_missed",
+    "fit_seconds", "predict_seconds",
+)  # fmt: skip
 
 
 class Size(click.ParamType):
@@ -254,6 +257,20 @@ def run_patchcore(**options):
 @click.option("--patchsize", type=int, default=3, show_default=True)
 @click.option("--anomaly_scorer_num_nn", type=int, default=1, show_default=True)
 @click.option(
+    "--scoring",
+    type=click.Choice(SCORINGS),
+    default="distance",
+    show_default=True,
+    help="Squared distances as the reference's, or relative to how densely good patches lie.",
+)
+@click.option(
+    "--alarm_rate",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Share of good images that may be called anything but good: sets the models' own thresholds.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="float32",
@@ -328,6 +345,8 @@ def _train(
         "target_embed_dimension": network["target_embed_dimension"],
         "patchsize": network["patchsize"],
         "num_nn": network["anomaly_scorer_num_nn"],
+        "scoring": network["scoring"],
+        "alarm_rate": network["alarm_rate"],
         "search": network["search"],
         "storage": network["storage"],
         "bits": data["bits"],

@@ -242,8 +242,7 @@ class PatchCore:
         distances, nearest = self.bank_.search(rows, self.num_nn, images=count, without=without)
         patches, nearest = distances.mean(axis=1), nearest[:, 0]
         if self.scoring == "density":
-            spacing = self.bank_.spacing
-            patches = patches / (spacing[nearest] + TYPICAL * spacing.mean())
+            patches = relative(patches, nearest, self.bank_.spacing)
         patches = patches.reshape(count, *self.grid_)
         # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
         # afterwards, and slow the network down
@@ -309,8 +308,7 @@ class PatchCore:
         Euclidean distances, as the paper does; the score that it scales stays squared.
         """
         if self.scoring == "density":
-            window = [min(WINDOW, side) for side in self.grid_]
-            return F.avg_pool2d(torch.from_numpy(patches)[:, None], window, stride=1).amax((1, 2, 3)).numpy()
+            return largest_mean(patches)
         flat = patches.reshape(len(patches), -1)
         highest = flat.max(axis=1)
         if not self.reweight:
@@ -672,6 +670,17 @@ def category_of(sample: Sample) -> str:
     if sample.path is None or not below or split not in ("train", "test"):
         return ""
     return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
+
+
+def relative(distances: np.ndarray, nearest: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """(Q,) squared distances, (Q,) the rows that they are to, (M,) the rows' spacing -> (Q,) d / (t + 3 mean t)."""
+    return distances / (spacing[nearest] + TYPICAL * spacing.mean())
+
+
+def largest_mean(patches: np.ndarray) -> np.ndarray:
+    """(B, H, W) patch scores -> (B,): the largest mean of 3x3 neighbours, or of as many as there are."""
+    window = [min(WINDOW, side) for side in patches.shape[1:]]
+    return F.avg_pool2d(torch.from_numpy(patches)[:, None], window, stride=1).amax((1, 2, 3)).numpy()
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """Many categories: run folders, results.csv after every category, resuming.
 
 RESULTS/results.csv                    one row per category and their mean; read it by column name
+RESULTS/defects.csv                    the same for each kind of defect of each category
 RESULTS/settings.json                  what the run was made with
 RESULTS/models/mvtec_<category>/       see `reference_format`
 RESULTS/predictions/mvtec_<category>.npz, .csv
@@ -18,6 +19,7 @@ from functools import cache
 from itertools import chain, count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from patchcore_kit.datasets import Category
@@ -25,13 +27,14 @@ from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.plots import save_segmentation_images
-from patchcore_kit.predictions import METRICS, THRESHOLDS, evaluate
+from patchcore_kit.predictions import ALARM_THRESHOLDS, ALARMS, INTERVALS, METRICS, THRESHOLDS, evaluate
 
 LOGGER = logging.getLogger(__name__)
 
 Detector = PatchCore | PatchCoreEnsemble
 
 COSTS = ("bank_rows", "fit_seconds", "predict_seconds", "peak_mb")
+EARLIER = {"scoring": "distance", "alarm_rate": 0.05}  # settings of runs that do not record them
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,13 @@ class Results:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
         self.rows: dict[str, dict] = {}
+        self.defects = pd.DataFrame()
         if resume and (folder / "results.csv").is_file():
             self._check_settings()
             table = read_results(folder / "results.csv").drop(index="Mean", errors="ignore")
             self.rows = {name: row.to_dict() for name, row in table.iterrows()}
+            if (folder / "defects.csv").is_file():
+                self.defects = read_results(folder / "defects.csv")
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
@@ -118,6 +124,7 @@ class Results:
             ) from None
         if not isinstance(before, dict):
             raise ResultsError(f"cannot resume in {self.folder}: {path.name} is damaged, start without --resume")
+        before = EARLIER | before
         changed = [key for key in self.settings if before.get(key) != self.settings[key]]
         if changed:
             key = changed[0]
@@ -126,21 +133,40 @@ class Results:
                 "give the same settings, another --log_group, or no --resume"
             )
 
-    def add(self, name: str, row: dict) -> None:
-        """Add or replace a row and rewrite the file."""
+    def add(self, name: str, row: dict, defects: pd.DataFrame | None = None) -> None:
+        """Add or replace a row, and those of its kinds of defect (`Predictions.by_defect`), and rewrite the files."""
         self.rows[name] = row
+        others = self.defects[self.defects.index != name]
+        if defects is not None and len(defects):
+            defects = defects.reset_index().assign(**{"Row Names": name}).set_index("Row Names")
+            others = pd.concat([others, defects]) if len(others) else defects
+        self.defects = others
         with writing(self.folder / "settings.json") as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        if len(self.defects):
+            with writing(self.folder / "defects.csv") as temporary:
+                self.defects.to_csv(temporary)
         with writing(self.folder / "results.csv") as temporary:
             self.table().to_csv(temporary)
 
     def table(self) -> pd.DataFrame:
-        """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined."""
+        """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined.
+
+        The mean's interval follows from the categories' (MOVER: the squared distances of their ends to the values add
+        up; Zou and Donner 2008).
+        """
         table = pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("Row Names")
-        averaged = [*METRICS, *COSTS]
-        table = table.reindex(columns=dict.fromkeys([*table.columns, *averaged]))  # a column may be newer than a row
-        table[averaged] = table[averaged].astype(float)
-        table.loc["Mean", averaged] = table[averaged].mean()
+        averaged = [*METRICS, *ALARMS, *COSTS]
+        wanted = [*table.columns, *averaged, *INTERVALS]
+        table = table.reindex(columns=dict.fromkeys(wanted))  # a column may be newer than a row
+        table[[*averaged, *INTERVALS]] = table[[*averaged, *INTERVALS]].astype(float)
+        means = table[averaged].mean()
+        for column in INTERVALS:
+            metric, sign = column.rsplit("_", 1)[0], 1 if column.endswith("high") else -1
+            apart = (table[column] - table[metric]).dropna()
+            if len(apart) and len(apart) == table[metric].notna().sum():
+                means[column] = means[metric] + sign * np.linalg.norm(apart) / len(apart)
+        table.loc["Mean", means.index] = means
         return table
 
 
@@ -162,6 +188,26 @@ def read_results(path: Path | str) -> pd.DataFrame:
         return pd.read_csv(user_path(path), index_col="Row Names")
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path} ({error}): train first, it is written after every category") from None
+
+
+def tied(table: pd.DataFrame, metric: str, name: str) -> list[str]:
+    """The other rows of a results table that a row's metric cannot be told from, by their intervals of 95 %.
+
+    Two values differ if the interval of their difference (MOVER) leaves out 0. Empty where there are no intervals.
+    """
+    low, high = f"{metric}_low", f"{metric}_high"
+    if low not in table or high not in table:
+        return []
+    rows = table.drop(index="Mean", errors="ignore").dropna(subset=[metric, low, high])
+    if name not in rows.index:
+        return []
+    own, others = rows.loc[name], rows.drop(index=name)
+    above = others[metric] >= own[metric]
+    ends = np.hypot(
+        np.where(above, others[metric] - others[low], others[high] - others[metric]),
+        np.where(above, own[high] - own[metric], own[metric] - own[low]),
+    )
+    return others.index[(others[metric] - own[metric]).abs() <= ends].tolist()
 
 
 def train(
@@ -246,7 +292,7 @@ def _evaluate(
         started = time.perf_counter()
         predictions = detector.predict(category.test, mask_rule=outputs.mask_rule)
         costs["predict_seconds"] = time.perf_counter() - started
-        metrics = evaluate(predictions)
+        metrics, defects = evaluate(predictions), predictions.by_defect()
         if outputs.predictions:
             predictions.save(results.folder / "predictions" / f"{name}.npz")
             predictions.save_table(results.folder / "predictions" / f"{name}.csv")
@@ -254,19 +300,25 @@ def _evaluate(
             with writing(results.folder / "segmentation_images" / name) as pictures:
                 save_segmentation_images(pictures, category.test, detector.transform, predictions, progress=progress)
     else:
-        metrics = dict.fromkeys((*METRICS, *THRESHOLDS)) | {
-            "mask_rule": outputs.mask_rule,
-            "undefined": "all metrics: no test images",
-        }
+        named, defects = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *INTERVALS), None
+        metrics = dict.fromkeys(named) | {"mask_rule": outputs.mask_rule, "undefined": "all metrics: no test images"}
     costs["peak_mb"] = _peak_memory()
     weights = ", ".join(member.backbone.weights for member in detector.members)
-    results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights})
+    results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights}, defects)
     shown = ((key, metrics[key]) for key in METRICS[:4])
     numbers = ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None)
-    alarms = metrics["image_false_alarms"]
-    if alarms is not None:
-        numbers += f"; at the F1-optimal threshold {alarms:.0%} of the good images are called defective"
     LOGGER.info("%s: %s", name, numbers or metrics["undefined"])
+    for threshold, alarms, missed in (
+        ("F1-optimal threshold", "image_false_alarms", None),
+        ("threshold from good images", "alarm_false_alarms", "alarm_missed"),
+    ):
+        shares = []
+        if metrics[alarms] is not None:
+            shares.append(f"{metrics[alarms]:.0%} of the good test images are above it")
+        if metrics.get(missed) is not None:
+            shares.append(f"{metrics[missed]:.0%} of the defective ones are missed")
+        if shares:
+            LOGGER.info("  %s: %s", threshold, ", ".join(shares))
 
 
 def _peak_memory() -> float | None:
