@@ -296,6 +296,7 @@ class PatchCore:
             weights=self.backbone.weights,
             unmasked=tuple(sample.name for sample in unmasked),
             calibration=self.calibration_,
+            scoring=self.scoring,
         )
 
     def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
@@ -577,7 +578,9 @@ class PatchCoreEnsemble:
             scores = scores + _scaled(one.scores, of_scores) / len(self.members)
             maps = maps + _scaled(one.maps, of_maps) / len(self.members)
         weights = ", ".join(member.backbone.weights for member in self.members)
-        return replace(one, scores=scores, maps=maps, weights=weights, calibration=self._calibration(scales))
+        scoring = "distance" if all(member.scoring == "distance" for member in self.members) else "index"
+        known = {"calibration": self._calibration(scales), "scoring": scoring}
+        return replace(one, scores=scores, maps=maps, weights=weights, **known)
 
     def _scales(self) -> list[tuple[float, float]]:
         """What each member's scores and maps are divided by."""

@@ -26,6 +26,7 @@ from patchcore_kit.datasets import Category
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
+from patchcore_kit.metrics import mean_interval
 from patchcore_kit.plots import save_segmentation_images
 from patchcore_kit.predictions import ALARM_THRESHOLDS, ALARMS, INTERVALS, METRICS, THRESHOLDS, evaluate
 
@@ -152,8 +153,7 @@ class Results:
     def table(self) -> pd.DataFrame:
         """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined.
 
-        The mean's interval follows from the categories' (MOVER: the squared distances of their ends to the values add
-        up; Zou and Donner 2008).
+        The mean's interval follows from the categories', where all have one.
         """
         table = pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("Row Names")
         averaged = [*METRICS, *ALARMS, *COSTS]
@@ -161,11 +161,11 @@ class Results:
         table = table.reindex(columns=dict.fromkeys(wanted))  # a column may be newer than a row
         table[[*averaged, *INTERVALS]] = table[[*averaged, *INTERVALS]].astype(float)
         means = table[averaged].mean()
-        for column in INTERVALS:
-            metric, sign = column.rsplit("_", 1)[0], 1 if column.endswith("high") else -1
-            apart = (table[column] - table[metric]).dropna()
-            if len(apart) and len(apart) == table[metric].notna().sum():
-                means[column] = means[metric] + sign * np.linalg.norm(apart) / len(apart)
+        for ends in zip(INTERVALS[::2], INTERVALS[1::2], strict=True):
+            metric = ends[0].removesuffix("_low")
+            known = table.loc[table[metric].notna(), [metric, *ends]]
+            if len(known) and known.notna().all(axis=None):
+                means[ends[0]], means[ends[1]] = mean_interval(*known.to_numpy().T)
         table.loc["Mean", means.index] = means
         return table
 

@@ -196,6 +196,15 @@ def _binned(weights: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Curves:
     return Curves(np.arange(BINS), np.cumsum(weights @ bad), np.cumsum(weights @ good), np.arange(BINS))
 
 
+def mean_interval(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
+    """(N,) values and the ends of their intervals -> those of their mean.
+
+    The squared distances from the values to the ends add up (MOVER: Zou and Donner 2008).
+    """
+    mean, n = np.mean(values), len(values)
+    return float(mean - np.linalg.norm(values - low) / n), float(mean + np.linalg.norm(high - values) / n)
+
+
 def _intervals(
     values: dict[str, float], resampled: list[dict[str, float]], rarer: int, most: float = np.inf
 ) -> dict[str, float]:

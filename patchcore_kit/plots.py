@@ -1,9 +1,10 @@
 """Every figure of the notebooks, and the pictures that evaluation writes: data in, axes or an image out.
 
-Heat maps that belong together share one colour scale, which is drawn beside them. Good images and pixels are blue,
-defective ones orange: a pair that colour-blind eyes tell apart. What a network had a part in says with which weights.
-What the data does not allow to draw, for lack of masks or of test images, is told in a sentence: a log line where the
-rest is drawn, a DataError where nothing is.
+Heat maps that belong together share one colour scale, which is drawn beside them: where the model has a threshold from
+good images, that one is in the middle of it, so good parts stay dark. Metrics have their intervals of 95 %. Good images
+and pixels are blue, defective ones orange: a pair that colour-blind eyes tell apart. What a network had a part in says
+with which weights. What the data does not allow to draw, for lack of masks or of test images, is told in a sentence: a
+log line where the rest is drawn, a DataError where nothing is.
 """
 
 import logging
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, SettingsError
 from patchcore_kit.files import user_path, writing
+from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import METRICS, Predictions
 from patchcore_kit.transforms import Transform
@@ -37,6 +39,8 @@ GOOD, DEFECTIVE, ACCENT, OTHER = "#0072b2", "#d55e00", "#cc79a7", "#999999"  # o
 KINDS = {0: GOOD, 1: DEFECTIVE, -1: OTHER}  # by label
 GAP, HEADER, SCALE = 6, 18, 14  # pixels between panels, above them, and the width of the colour scale
 PUBLISHED = "published (wide ResNet-50, ImageNet)"
+UNITS = {"distance": "squared distance", "density": "relative distance", "index": "index"}  # by scoring
+HOTTEST = 2  # times the threshold from good images: drawn brightest
 WIDTH = 9  # inches: what a notebook shows without shrinking
 STYLE = {
     "figure.dpi": 100,
@@ -135,7 +139,8 @@ def heat_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], weights: str) -
 def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Axes:
     """How each metric of a results table spreads over its categories: a box, and a point for each category.
 
-    published: another such table, drawn beside it. Raises DataError if no metric is defined.
+    Lines through the points are their intervals. published: another such table, drawn beside it. Raises DataError if no
+    metric is defined.
     """
     metrics = defined(table, METRICS)
     tables = {"this run": (table, GOOD)} | ({} if published is None else {PUBLISHED: (published, ACCENT)})
@@ -152,6 +157,7 @@ def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = N
                         manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
                     )  # fmt: skip
                 apart = y + np.linspace(-0.2, 0.2, len(values)) * room  # so that equal values are seen
+                _error_bars(ax, rows.loc[values.index], metric, apart, colour)
                 ax.scatter(values, apart, s=16, color=colour, linewidths=0, label=label)
                 label = None  # one entry in the legend
     ax.set_yticks(range(len(metrics)), metrics)
@@ -168,18 +174,20 @@ def metric_bars(
 ) -> np.ndarray:
     """For each metric of a results table a panel with a bar for each category, best first -> axes (panels,).
 
-    published: another such table, drawn as diamonds. Raises DataError if no metric is defined.
+    Lines at the ends of the bars are their intervals. published: another such table, drawn as diamonds. Raises
+    DataError if no metric is defined.
     """
     rows = table.drop(index="Mean", errors="ignore")
     rows.index = rows.index.str.removeprefix("mvtec_")
     figure, axes = _small_panels(defined(rows, metrics), 0.22 * len(rows) + 0.7)
     for metric, ax in axes.items():
         values = rows[metric].dropna().sort_values()
-        shown = [values]
+        shown = [values, *_ends(rows.loc[values.index], metric)]
         ax.barh(values.index, values, color=GOOD)
+        _error_bars(ax, rows.loc[values.index], metric, values.index, "black")
         if published is not None and metric in published:
             shown.append(published[metric].rename(index=lambda name: name.removeprefix("mvtec_")).reindex(values.index))
-            ax.plot(shown[1], values.index, "D", color=ACCENT, markersize=4, clip_on=False)
+            ax.plot(shown[-1], values.index, "D", color=ACCENT, markersize=4, clip_on=False)
         # bars that start at 0 would all look alike
         ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown) or 1)
         ax.axvline(values.mean(), color="black", linestyle=":", linewidth=1)
@@ -192,20 +200,24 @@ def metric_bars(
 def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """Each of the columns against the image size, a grey line for each category and their mean in black -> axes.
 
-    table: a row for each category and size, with the columns `category` and `size` in pixels.
-    Raises DataError if none of the columns has values.
+    The mean has its interval, where all categories have one. table: a row for each category and size, with the columns
+    `category` and `size` in pixels. Raises DataError if none of the columns has values.
     """
     figure, axes = _small_panels(defined(table, columns), 2.2)
     for column, ax in axes.items():
         values = table.pivot(index="size", columns="category", values=column)
         ax.plot(values, color=OTHER, linewidth=1)
         ax.plot(values.mean(axis=1), color="black", marker="o", markersize=4)
+        for size, rows in table.dropna(subset=[column]).groupby("size"):
+            ends = _ends(rows, column)
+            if ends and not any(end.isna().any() for end in ends):
+                ax.vlines(size, *mean_interval(rows[column], *ends), color="black", linewidth=1)
         ax.set_title(column)
         ax.set_xticks(values.index)
         ax.grid(alpha=0.3)
         if column not in METRICS:
             ax.set_ylim(bottom=0)
-    _note(figure, _made_with(table), "image size in pixels; black: mean, grey: categories")
+    _note(figure, _made_with(table), "image size in pixels; black: mean and its interval of 95 %, grey: categories")
     return np.array(list(axes.values()))
 
 
@@ -213,29 +225,35 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def image_histogram(predictions: Predictions) -> Axes:
-    """Image scores, good against defective, and the F1-optimal threshold. Raises DataError without both labels."""
+    """Image scores, good against defective, and the thresholds: F1-optimal, and the model's own from good images.
+
+    Raises DataError without both labels.
+    """
     need(predictions, "no image histogram", "image")
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     known = predictions.labels >= 0
-    _histogram(ax, predictions.scores[known], predictions.labels[known] == 1, predictions.image_threshold)
-    ax.set(xlabel="image score (squared distance)", ylabel="images")
-    metrics = predictions.metrics
-    ax.set_title(f"image AUROC {metrics['instance_auroc']:.3f}, F1 {metrics['instance_f1']:.3f}")
+    _histogram(ax, predictions.scores[known], predictions.labels[known] == 1)
+    _thresholds(ax, predictions)
+    ax.figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
+    ax.set(xlabel=f"image score ({UNITS[predictions.scoring]})", ylabel="images")
+    ax.set_title(f"image AUROC {_with_interval(predictions, 'instance_auroc')}")
     _note(figure, predictions.weights)
     return ax
 
 
 def pixel_histogram(predictions: Predictions) -> Axes:
-    """Pixel scores, good against defective, in logarithmic numbers, and the F1-optimal threshold.
+    """Pixel scores, good against defective, in logarithmic numbers, and the thresholds, as `image_histogram`.
 
     Raises DataError without masks.
     """
     need(predictions, "no pixel histogram", "pixel")
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
-    _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel(), predictions.pixel_threshold)
-    ax.set(xlabel="pixel score (squared distance)", ylabel="pixels", yscale="log")
-    metrics = predictions.metrics
-    ax.set_title(f"pixel AUROC {metrics['full_pixel_auroc']:.3f}, F1 {metrics['full_pixel_f1']:.3f}")
+    _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel())
+    _threshold(ax, predictions.pixel_threshold, "F1-optimal", "--")
+    _threshold(ax, predictions.alarm_threshold_pixel, "from good images", ":")
+    ax.figure.legend(loc="outside right upper")
+    ax.set(xlabel=f"pixel score ({UNITS[predictions.scoring]})", ylabel="pixels", yscale="log")
+    ax.set_title(f"pixel AUROC {_with_interval(predictions, 'full_pixel_auroc')}")
     _note(figure, predictions.weights)
     return ax
 
@@ -261,7 +279,7 @@ def roc_curve(predictions: Predictions) -> Axes:
 
 
 def scores_by_defect(predictions: Predictions) -> Axes:
-    """A point for each image's score, in a line for each kind of defect, and the threshold where there is one.
+    """A point for each image's score, in a line for each kind of defect, and the thresholds that there are.
 
     Raises DataError without images.
     """
@@ -275,10 +293,10 @@ def scores_by_defect(predictions: Predictions) -> Axes:
         ax.scatter(of_kind["score"], i + shift, s=20, c=of_kind["label"].map(KINDS), alpha=0.8, linewidths=0)
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
-    if predictions.image_threshold is not None:
-        ax.axvline(predictions.image_threshold, color="black", linestyle="--", label="F1-optimal threshold")
-        ax.legend()
-    ax.set(xlabel="image score (squared distance)")
+    _thresholds(ax, predictions)
+    if ax.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper")
+    ax.set(xlabel=f"image score ({UNITS[predictions.scoring]})")
     ax.grid(axis="x", alpha=0.3)
     _note(figure, predictions.weights)
     return ax
@@ -311,7 +329,7 @@ def examples(
         )
     if not len(indices):
         raise SettingsError("no examples to show: give the indices of some images")
-    drawn, threshold = [samples[i] for i in indices], predictions.pixel_threshold
+    drawn, threshold = [samples[i] for i in indices], mask_threshold(predictions)
     pictures = [panels(transform.image(samples[i], notes=Notes()), predictions, i, threshold) for i in indices]
     if predictions.masks is None and any(sample.mask_path for sample in drawn):  # not all have one, but some
         of_predictions = replace(transform, mask_rule=predictions.mask_rule)
@@ -319,11 +337,11 @@ def examples(
             if sample.mask_path or sample.label == 0:
                 shown["ground truth"] = of_predictions.mask(sample)
     titles = list(max(pictures, key=len))
-    if threshold is None and (predictions.labels >= 0).any():  # else nobody expects one
-        missing = "binarised maps" if "ground truth" in titles else "binarised maps and no ground truth"
-        LOGGER.warning("no %s: %s", missing, _reason(predictions.metrics["undefined"], ["pixel"]))
+    missing = ["binarised maps"] * (threshold is None) + ["ground truth"] * ("ground truth" not in titles)
+    if missing and (predictions.labels >= 0).any():  # else nobody expects them
+        LOGGER.warning("no %s: %s", " and no ".join(missing), _reason(predictions.metrics["undefined"], ["pixel"]))
     figure, axes = _images(len(indices), len(titles), transform.size)
-    scale = Normalize(*_scale(predictions, scale))
+    scale = Normalize(*map_scale(predictions, scale))
     for i, row, shown in zip(indices, axes, pictures, strict=True):
         for ax, title in zip(row, titles, strict=True):
             if title in shown:
@@ -333,10 +351,22 @@ def examples(
                 ax.text(0.5, 0.5, "no mask", color="gray", ha="center", va="center", transform=ax.transAxes)
             ax.set_title(title if ax in axes[0] else "")
         name = samples[i].name.removeprefix("test/")
-        row[0].set_ylabel(f"{name}\nscore {predictions.scores[i]:.3g}", fontsize="small")
-    _colour_bar(figure, axes, scale)
+        row[0].set_ylabel(f"{name}\n{_said_of(predictions, i)}", fontsize="small")
+    _colour_bar(figure, axes, scale, UNITS[predictions.scoring])
     _note(figure, predictions.weights)
     return axes
+
+
+def mask_threshold(predictions: Predictions) -> float | None:
+    """Where maps are cut to masks: at the F1-optimal threshold, without masks at the one from good images."""
+    known = predictions.pixel_threshold
+    return predictions.alarm_threshold_pixel if known is None else known
+
+
+def _said_of(predictions: Predictions, i: int) -> str:
+    """Score of the i-th image, index and verdict where the model has thresholds."""
+    score, verdict = f"score {predictions.scores[i]:.3g}", predictions.verdicts[i]
+    return score if verdict is None else f"{score}, index {predictions.index[i]:.2f}\n{verdict}"
 
 
 def panels(image: np.ndarray, predictions: Predictions, i: int, threshold: float | None) -> dict[str, np.ndarray]:
@@ -422,18 +452,43 @@ def _small_panels(titles: Sequence[str], height: float) -> tuple[Figure, dict[st
     return figure, dict(zip(titles, axes.flat, strict=False))
 
 
-def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize) -> None:
+def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize, unit: str = UNITS["distance"]) -> None:
     bar = mpl.cm.ScalarMappable(scale, COLOURS)
-    figure.colorbar(bar, ax=axes, label="squared distance", fraction=0.04, aspect=figure.get_figheight() / 0.15)
+    figure.colorbar(bar, ax=axes, label=unit, fraction=0.04, aspect=figure.get_figheight() / 0.15)
 
 
-def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray, threshold: float) -> None:
-    """Two histograms with the same bins, and the threshold drawn and labelled."""
+def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray) -> None:
+    """Two histograms with the same bins."""
     bins = np.histogram_bin_edges(values, bins=50)
     for name, colour, part in (("good", GOOD, values[~defective]), ("defective", DEFECTIVE, values[defective])):
         ax.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
-    ax.axvline(threshold, color="black", linestyle="--", label=f"F1-optimal threshold {threshold:.3g}")
-    ax.figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
+
+
+def _thresholds(ax: Axes, predictions: Predictions) -> None:
+    """Those of image scores, as far as there are any."""
+    _threshold(ax, predictions.image_threshold, "F1-optimal", "--")
+    _threshold(ax, predictions.alarm_threshold, "from good images: look", ":")
+    _threshold(ax, predictions.defective_threshold, "defective", "-.")
+
+
+def _threshold(ax: Axes, value: float | None, name: str, style: str) -> None:
+    if value is not None:
+        ax.axvline(value, color="black", linestyle=style, label=f"{name}, {value:.3g}")
+
+
+def _ends(rows: pd.DataFrame, metric: str) -> tuple[pd.Series, ...]:
+    """The low and the high ends of a metric's intervals, () where the table has none."""
+    return tuple(rows[f"{metric}_{end}"] for end in ("low", "high") if f"{metric}_{end}" in rows)
+
+
+def _error_bars(ax: Axes, rows: pd.DataFrame, metric: str, places: Sequence, colour: str) -> None:
+    if ends := _ends(rows, metric):
+        ax.hlines(places, *ends, color=colour, linewidth=1, alpha=0.6)
+
+
+def _with_interval(predictions: Predictions, metric: str) -> str:
+    value, low, high = (predictions.metrics[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _made_with(table: pd.DataFrame) -> str:
@@ -494,19 +549,21 @@ def save_segmentation_images(
     """One PNG per image: original, anomaly map, binarised map, ground truth; the last two as far as known.
 
     samples: what was predicted, in the same order. scale: the values that are drawn darkest and brightest in all maps;
-    the smallest and the largest of these predictions if None, by which the strangest always glows, however good. Files
-    are named as the reference names them, by the last four parts of the image's path, with `.png` behind those of
-    other kinds, and a number behind a name that another picture has already.
+    if None, 0 and twice the threshold from good images, and of a model without one the smallest and the largest of
+    these predictions, by which the strangest always glows, however good. Files are named as the reference names them,
+    by the last four parts of the image's path, with `.png` behind those of other kinds, and a number behind a name that
+    another picture has already.
 
     Raises ResultsError if they cannot be written.
     """
     samples = as_samples(samples)
-    low, high = _scale(predictions, scale)
-    threshold = predictions.pixel_threshold
+    low, high = map_scale(predictions, scale)
+    threshold = mask_threshold(predictions)
     names: set[str] = set()
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
         shown = panels(transform.image(sample, notes=Notes()), predictions, i, threshold)  # noted when it was scored
-        caption = f"{sample.name}   score {predictions.scores[i]:.3g}   weights: {predictions.weights}"
+        said = _said_of(predictions, i).replace("\n", ": ")
+        caption = f"{sample.name}   {said}   weights: {predictions.weights}"
         picture = segmentation_image(shown, low, high, caption)
         parts = Path(sample.name).parts if sample.path is None else sample.path.parts
         stem = "_".join(parts[-4:]).removesuffix(".png")
@@ -517,8 +574,10 @@ def save_segmentation_images(
             picture.save(temporary, "PNG", compress_level=3)
 
 
-def _scale(predictions: Predictions, scale: tuple[float, float] | None) -> tuple[float, float]:
-    """The values drawn darkest and brightest: those given, else the extremes of all maps."""
+def map_scale(predictions: Predictions, scale: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The values drawn darkest and brightest: those given, else 0 to twice the model's threshold, else the extremes."""
+    if scale is None and predictions.alarm_threshold_pixel is not None:
+        return 0.0, HOTTEST * predictions.alarm_threshold_pixel
     if scale is None:
         return float(predictions.maps.min(initial=np.inf)), float(predictions.maps.max(initial=-np.inf))
     low, high = scale

@@ -32,6 +32,7 @@ class Predictions:
     names: the samples'. mask_rule: how mask edges were resized (see `Transform`). weights: the network's.
     unmasked: names of images that may be defective and have no mask, which is why `masks` is None.
     calibration: what the model knows of good images, from which its own thresholds follow; None where it knows nothing.
+    scoring: the model's, "distance" or "density"; "index" of an ensemble in which one is not "distance".
     """
 
     scores: np.ndarray
@@ -43,6 +44,7 @@ class Predictions:
     weights: str = ""
     unmasked: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    scoring: str = "distance"
 
     def __repr__(self) -> str:
         return (
@@ -68,7 +70,7 @@ class Predictions:
                 undefined["anomaly"] = "needs good pixels in defective images"
         values |= self._alarms(known)
         if "pixel" not in undefined and "full_pro_low" not in values:
-            undefined["intervals of pixel"] = "need two images with a defect"
+            undefined["interval"] = "of pixels need two images with a defect"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
         names = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *INTERVALS)
         return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}
@@ -167,6 +169,7 @@ class Predictions:
             "mask_rule": np.array(self.mask_rule),
             "weights": np.array(self.weights),
             "unmasked": np.array(self.unmasked, dtype=str),
+            "scoring": np.array(self.scoring),
         } | {name: np.array(getattr(self, name), dtype=float) for name in ALARM_THRESHOLDS}
         if self.calibration is not None:
             arrays |= self.calibration.arrays()
@@ -183,7 +186,8 @@ class Predictions:
                 names, unmasked = (tuple(file.get(key, np.array(())).tolist()) for key in ("names", "unmasked"))
                 arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
                 about = str(file["mask_rule"]), str(file["weights"])
-                return cls(*arrays, names, *about, unmasked, Calibration.of(file))
+                scoring = str(file.get("scoring", "distance"))
+                return cls(*arrays, names, *about, unmasked, Calibration.of(file), scoring)
         except UNREADABLE as error:
             raise ResultsError(
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"

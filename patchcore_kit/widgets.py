@@ -9,7 +9,7 @@ import numpy as np
 
 from patchcore_kit.datasets import Sample
 from patchcore_kit.notes import Notes
-from patchcore_kit.plots import need, panels, segmentation_image
+from patchcore_kit.plots import map_scale, need, panels, segmentation_image
 from patchcore_kit.predictions import Predictions
 from patchcore_kit.transforms import Transform
 
@@ -17,9 +17,9 @@ from patchcore_kit.transforms import Transform
 class ThresholdSlider(ipywidgets.VBox):
     """An image, its anomaly map, the map binarised at the slider's threshold, and its ground truth.
 
-    Above them: precision and recall of the pixels of all test images at that threshold. It starts at the F1-optimal
-    threshold, with the i-th image. Where widgets do not run, that first picture is shown instead.
-    Raises DataError if the predictions have no masks with defects.
+    Above them: precision and recall of the pixels of all test images at that threshold, and the model's own from good
+    images where it has one. It starts at the F1-optimal threshold, with the i-th image. Where widgets do not run, that
+    first picture is shown instead. Raises DataError if the predictions have no masks with defects.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Transform, predictions: Predictions, i: int):
@@ -49,10 +49,12 @@ class ThresholdSlider(ipywidgets.VBox):
         found = predictions.maps >= threshold
         right, all_found = np.count_nonzero(found & predictions.masks), np.count_nonzero(found)
         precision, recall = right / all_found if all_found else 1, right / self._defective
-        self.text.value = f"precision {precision:.3f}, recall {recall:.3f} (pixels of all test images)"
+        own = predictions.alarm_threshold_pixel
+        limit = "" if own is None else f"; from good images: {own:.3g}"
+        self.text.value = f"precision {precision:.3f}, recall {recall:.3f} (pixels of all test images){limit}"
         shown = panels(self._pixels, predictions, self.image.value, threshold)
         file = io.BytesIO()
-        segmentation_image(shown, self._low, self._high, f"weights: {predictions.weights}").save(file, "PNG")
+        segmentation_image(shown, *map_scale(predictions), f"weights: {predictions.weights}").save(file, "PNG")
         self.picture.value = file.getvalue()
 
     def _repr_mimebundle_(self, **options) -> dict:
