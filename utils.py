@@ -285,14 +285,32 @@ def first_known(table: pd.DataFrame, *columns: str) -> str:
 def pick_category(table: pd.DataFrame, *metrics: str, worst: bool = False) -> str:
     """The category that is best, or worst, by the first of these metrics that a results table has values of.
 
-    Says so if that is not the first metric; if it has values of none, takes the first category.
+    Says so if that is not the first metric, and which categories are tied with it: those that the intervals do not tell
+    from it. If there are values of none, takes the first category.
     """
     rows = table.drop(index="Mean", errors="ignore")
     known = next((metric for metric in metrics if rows[metric].notna().any()), None)
     if known != metrics[0]:
         print(f"{metrics[0]} is not defined: {f'chosen by {known}' if known else 'the first category is taken'}")
     ranked = rows[known] if known else pd.Series(0, rows.index)  # all alike, so the first
-    return (ranked.idxmin() if worst else ranked.idxmax()).removeprefix("mvtec_")
+    name = ranked.idxmin() if worst else ranked.idxmax()
+    if others := pk.tied(table, known, name) if known else []:
+        names = ", ".join(other.removeprefix("mvtec_") for other in others)
+        end = "lowest" if worst else "highest"
+        print(
+            f"{name.removeprefix('mvtec_')} has the {end} {known}, but by the intervals of 95 % it is tied with {names}"
+        )
+    return name.removeprefix("mvtec_")
+
+
+def say_thresholds(predictions: pk.Predictions) -> None:
+    """Print the thresholds that the model has from good images, and what they promise."""
+    known = predictions.calibration
+    if known is None:
+        print("the model has no threshold from good images: it takes three to learn from, and good ones 19 or more")
+        return
+    print(f"look above {known.look}")
+    print(f"defective above {known.defective}")
 
 
 def example_of(category: pk.Category) -> pk.Sample:

@@ -19,7 +19,7 @@ from patchcore_kit.coreset import greedy_coreset
 from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
 from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
-from patchcore_kit.experiments import COSTS, published_results, read_results
+from patchcore_kit.experiments import COSTS, published_results, read_results, tied
 from patchcore_kit.files import work_folder
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import MemoryBank
@@ -64,5 +64,6 @@ __all__ = [
     "published_results",
     "read_results",
     "save_segmentation_images",
+    "tied",
     "work_folder",
 ]

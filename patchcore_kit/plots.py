@@ -136,13 +136,15 @@ def heat_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], weights: str) -
 # metrics
 
 
-def metric_distributions(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Axes:
+def metric_distributions(
+    table: pd.DataFrame, published: pd.DataFrame | None = None, metrics: Sequence[str] = METRICS
+) -> Axes:
     """How each metric of a results table spreads over its categories: a box, and a point for each category.
 
     Lines through the points are their intervals. published: another such table, drawn beside it. Raises DataError if no
     metric is defined.
     """
-    metrics = defined(table, METRICS)
+    metrics = defined(table, metrics)
     tables = {"this run": (table, GOOD)} | ({} if published is None else {PUBLISHED: (published, ACCENT)})
     figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(metrics) + 1.2))
     room = 0.8 / len(tables)
