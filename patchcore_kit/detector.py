@@ -50,7 +50,7 @@ SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
 TYPICAL = 3  # times the mean spacing that is added to each row's: else a part's most uniform places drown the rest
 WINDOW = 3  # patches down and across whose mean makes the score of an image
 CALIBRATED = 100  # training images that thresholds are taken from, spread over all of them
-NOTHING = 1e-6  # times the bank's scale: distances that are rounding
+NOTHING = 1e-6  # times what is usual: distances that are rounding
 
 
 class PatchCore:
@@ -211,15 +211,18 @@ class PatchCore:
         n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
         others = len(self.bank_) - np.bincount(self.bank_.images, minlength=n)
         images = np.unique(np.linspace(0, n - 1, min(n, CALIBRATED)).round().astype(int))
-        images = images[others[images] >= self.num_nn]
+        alike = n > 1 and rows.alike()
+        images = images[(others[images] >= self.num_nn) & (not alike)]
         pairs = zip(images, rows.of_images(images), strict=True)
         scored = [self._score(of_image, 1, without=image) for image, of_image in pairs]
-        found = Calibration(*(np.array([one[part].max() for one in scored]) for part in (0, 1)), self.alarm_rate)
-        found.scores[found.scores < self._rounding()] = 0
+        scores, peaks = (np.array([one[part].max() for one in scored]) for part in (0, 1))
+        scores[scores < NOTHING * scores.max(initial=0)] = 0
+        found = Calibration(scores, peaks, self.alarm_rate)
         name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
         if found.look is None or found.pixel is None:
-            few = "there are too few" if len(images) < calibration.FEWEST else "they are the same to the network"
-            notes.add(name, f"{few}, so there is no threshold for {rate}, and no verdict")
+            few = "there are too few" if len(images) < calibration.FEWEST else "most are copies of others"
+            why = "they are all the same" if alike else few
+            notes.add(name, f"{why}, so there is no threshold for {rate}, and no verdict")
         elif found.look.extrapolated:
             notes.add(name, f"the threshold for {rate} is extrapolated, it takes {found.look.least} to know one")
         notes.tell()
@@ -227,12 +230,6 @@ class PatchCore:
             return None
         LOGGER.info("threshold from good images: %s", found.look)
         return found
-
-    def _rounding(self) -> float:
-        """Scores below are rounding: 0."""
-        if self.scoring == "density":
-            return NOTHING
-        return NOTHING * float(np.square(self.bank_.rows_at(np.arange(min(100, len(self.bank_))))).sum(1).mean())
 
     def _score(self, rows: torch.Tensor, count: int, without: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(B*H*W, D) rows of `count` images -> their scores (B,) and maps (B, height, width).
@@ -378,6 +375,7 @@ class PatchCore:
             "projection": self.projection,
             "reweight": self.reweight,
             "scoring": self.scoring,
+            "alarm_rate": self.alarm_rate,
             "search": self.search,
             "storage": self.storage,
             "precision": self.backbone.precision,
@@ -460,7 +458,7 @@ class PatchCore:
             projection=extras.get("projection"),
             reweight=extras.get("reweight", 0),
             scoring=scoring or made_for,
-            alarm_rate=float(saved.arrays.get("alarm_rate", 0.05)),
+            alarm_rate=extras.get("alarm_rate", 0.05),
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
             bits=bits,

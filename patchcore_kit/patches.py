@@ -132,6 +132,12 @@ class PatchRows:
         for maps in self.batches:
             yield self.embedding.project([x.float() for x in maps], weight)
 
+    def alike(self) -> bool:
+        """Whether the network sees the same in all images, up to rounding."""
+        firsts = [x[:1].float() for x in self.batches[0]]
+        pairs = (zip(maps, firsts, strict=True) for maps in self.batches)
+        return all(torch.allclose(x.float(), y, rtol=1e-3, atol=1e-4) for pair in pairs for x, y in pair)
+
     def of_images(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
         """The rows (H*W, D) of each of these images in turn, gone with the next; indices: ascending."""
         per_batch, cells = len(self.batches[0][0]), math.prod(self.grid)

@@ -251,7 +251,7 @@ def pixel_histogram(predictions: Predictions) -> Axes:
     need(predictions, "no pixel histogram", "pixel")
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel())
-    _threshold(ax, predictions.pixel_threshold, "F1-optimal", "--")
+    _threshold(ax, predictions.pixel_threshold, "F1-optimal threshold", "--")
     _threshold(ax, predictions.alarm_threshold_pixel, "from good images", ":")
     ax.figure.legend(loc="outside right upper")
     ax.set(xlabel=f"pixel score ({UNITS[predictions.scoring]})", ylabel="pixels", yscale="log")
@@ -468,14 +468,14 @@ def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray) -> None:
 
 def _thresholds(ax: Axes, predictions: Predictions) -> None:
     """Those of image scores, as far as there are any."""
-    _threshold(ax, predictions.image_threshold, "F1-optimal", "--")
-    _threshold(ax, predictions.alarm_threshold, "from good images: look", ":")
-    _threshold(ax, predictions.defective_threshold, "defective", "-.")
+    _threshold(ax, predictions.image_threshold, "F1-optimal threshold", "--")
+    _threshold(ax, predictions.alarm_threshold, "look above", ":")
+    _threshold(ax, predictions.defective_threshold, "defective above", "-.")
 
 
 def _threshold(ax: Axes, value: float | None, name: str, style: str) -> None:
     if value is not None:
-        ax.axvline(value, color="black", linestyle=style, label=f"{name}, {value:.3g}")
+        ax.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3g}")
 
 
 def _ends(rows: pd.DataFrame, metric: str) -> tuple[pd.Series, ...]:

@@ -410,8 +410,9 @@ def test_the_crop_is_told_once_for_all_members(tmp_path, detector, category, ran
     for work in (ensemble.fit, ensemble.predict):
         caplog.clear()
         work([tmp_path / "long.png"] * 2)
-        (line,) = caplog.messages
-        assert "long.png (and 1 more): of its 400x100 pixels the network sees 20%" in line
+        crop, *few = caplog.messages
+        assert "long.png (and 1 more): of its 400x100 pixels the network sees 20%" in crop
+        assert len(few) == (work == ensemble.fit)  # the first member says that two are too few for a threshold
 
 
 def test_a_model_without_its_weights_says_which_it_needs(tmp_path, resnet18_file, category, monkeypatch):

@@ -49,7 +49,7 @@ def test_table(tmp_path):
     some.save_table(tmp_path / "part.csv")
     table = pd.read_csv(tmp_path / "part.csv")
     assert table["defect"].tolist() == ["good", "dent", "dent"]
-    assert table["verdict"].tolist() == ["good", "defective", "defective"]
+    assert table["verdict_f1"].tolist() == ["good", "defective", "defective"]
     assert table["score"].to_numpy() == pytest.approx(some.scores)
     assert set(table["mask_rule"]) == {"inside"}
     assert set(table["weights"]) == {"random"}  # whoever opens the table must know
@@ -65,7 +65,7 @@ def test_the_margin_is_negative_where_the_verdict_is_wrong():
     some = pk.Predictions(maps.max(axis=(1, 2)), maps, np.array([0, 0, 1, 1]), None, ("test/a/0.png",) * 4)
     assert some.image_threshold == 2  # finds all, with one false alarm
     assert some.table()["margin"].tolist() == [0.5, -0.5, 0, 3]
-    assert some.table()["verdict"].tolist() == ["good", "defective", "defective", "defective"]
+    assert some.table()["verdict_f1"].tolist() == ["good", "defective", "defective", "defective"]
     assert "iou" not in some.table()
 
 

@@ -58,7 +58,7 @@ def model():
     rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     settings = params(target_embed_dimension=8)
     extras = dict.fromkeys(rf.EXTRAS, 0)
-    return rf.SavedModel(settings, rows, extras, np.arange(30) // 10, np.arange(30) % 10)
+    return rf.SavedModel(settings, rows, extras, {"images": np.arange(30) // 10, "cells": np.arange(30) % 10})
 
 
 @pytest.fixture
@@ -78,8 +78,16 @@ def test_written_and_read(folder, model):
     again = rf.read_model(folder)
     assert again.params == model.params
     assert again.extras == model.extras
-    for name in ("rows", "images", "cells"):
-        assert (getattr(again, name) == getattr(model, name)).all()
+    assert (again.rows == model.rows).all()
+    assert again.arrays.keys() == model.arrays.keys()
+    for name, values in model.arrays.items():
+        assert (again.arrays[name] == values).all()
+
+
+def test_arrays_of_other_rows_are_refused(folder, model):
+    np.savez(folder / rf.ARRAYS_FILE, **model.arrays | {"spacing": np.ones(29)})
+    with pytest.raises(pk.ModelError, match=r"patchcore_kit\.npz \(spacing of 29 rows, the bank has 30\)"):
+        rf.read_model(folder)
 
 
 def test_index_is_what_the_reference_reads(folder, model):
@@ -90,10 +98,10 @@ def test_index_is_what_the_reference_reads(folder, model):
 
 def test_the_reference_lacks_what_the_kit_adds(folder):
     (folder / rf.EXTRAS_FILE).unlink()
-    (folder / rf.ORIGINS_FILE).unlink()
+    (folder / rf.ARRAYS_FILE).unlink()
     again = rf.read_model(folder)
     assert again.extras == {}
-    assert again.images is None
+    assert again.arrays == {}
 
 
 def test_ensembles(tmp_path, model):
@@ -156,9 +164,9 @@ def test_index_files_that_cannot_be_used(folder, model):
 
 
 def test_own_files_that_are_damaged(folder):
-    content = (folder / rf.ORIGINS_FILE).read_bytes()
+    content = (folder / rf.ARRAYS_FILE).read_bytes()
     for damaged in (b"", content[:50], content[:-50]):
-        (folder / rf.ORIGINS_FILE).write_bytes(damaged)
+        (folder / rf.ARRAYS_FILE).write_bytes(damaged)
         refused(folder, r"cannot read .*patchcore_kit.npz")
     for damaged in ("", "{", "[1]", "1", '{"resize": 256}'):
         (folder / rf.EXTRAS_FILE).write_text(damaged)
