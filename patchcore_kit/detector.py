@@ -169,8 +169,11 @@ class PatchCore:
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
         self.grid_, cells = rows.grid, math.prod(rows.grid)
         self.category_ = category_of(samples[0])
-        self.bank_ = self._bank(rows.at(kept), {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
-        self.calibration_ = self._calibrate(rows, notes)
+        alike, images = len(samples) > 1 and rows.alike(), spread(len(samples), CALIBRATED)
+        bank, rows = rows.at(kept), rows.only(images)  # the other maps' memory is free from here on
+        self.bank_ = self._bank(bank, {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
+        self.calibration_ = None if alike else self._calibrate(rows, images)
+        self._tell_thresholds(len(images), alike, notes)
         return self
 
     def _select(self, rows: PatchRows, notes: Notes) -> tuple[np.ndarray, np.ndarray | None]:
@@ -206,30 +209,34 @@ class PatchCore:
         how = {"search": self.search, "storage": self.storage, "spacing": arrays.get("spacing")}
         return MemoryBank(rows, *about, self.backbone.device, **how)
 
-    def _calibrate(self, rows: PatchRows, notes: Notes) -> Calibration | None:
-        """Score training images without their own rows of the bank; None, which is noted, if nothing follows of it."""
-        n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
-        others = len(self.bank_) - np.bincount(self.bank_.images, minlength=n)
-        images = np.unique(np.linspace(0, n - 1, min(n, CALIBRATED)).round().astype(int))
-        alike = n > 1 and rows.alike()
-        images = images[(others[images] >= self.num_nn) & (not alike)]
-        pairs = zip(images, rows.of_images(images), strict=True)
-        scored = [self._score(of_image, 1, without=image) for image, of_image in pairs]
+    def _calibrate(self, rows: PatchRows, images: np.ndarray) -> Calibration | None:
+        """Score these training images, each without its own rows of the bank; None if no threshold follows."""
+        others = len(self.bank_) - np.bincount(self.bank_.images, minlength=images.max() + 1)[images]
+        each = (one for batch in rows for one in batch.split(math.prod(self.grid_)))
+        scored = [
+            self._score(one, 1, without=image)
+            for image, one, there in zip(images, each, others, strict=True)
+            if there >= self.num_nn
+        ]
         scores, peaks = (np.array([one[part].max() for one in scored]) for part in (0, 1))
         scores[scores < NOTHING * scores.max(initial=0)] = 0
         found = Calibration(scores, peaks, self.alarm_rate)
+        return found if found.look and found.pixel else None
+
+    def _tell_thresholds(self, scored: int, alike: bool, notes: Notes) -> None:
+        """What the thresholds promise, or why there are none."""
+        n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
         name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
-        if found.look is None or found.pixel is None:
-            few = "there are too few" if len(images) < calibration.FEWEST else "most are copies of others"
-            why = "they are all the same" if alike else few
+        if self.calibration_ is None:
+            why = "there are too few" if scored < calibration.FEWEST else "most are copies of others"
+            why = "they are all the same" if alike else why
             notes.add(name, f"{why}, so there is no threshold for {rate}, and no verdict")
-        elif found.look.extrapolated:
-            notes.add(name, f"the threshold for {rate} is extrapolated, it takes {found.look.least} to know one")
+        elif self.calibration_.look.extrapolated:
+            least = self.calibration_.look.least
+            notes.add(name, f"the threshold for {rate} is extrapolated, it takes {least} to know one")
         notes.tell()
-        if found.look is None or found.pixel is None:
-            return None
-        LOGGER.info("threshold from good images: %s", found.look)
-        return found
+        if self.calibration_ is not None:
+            LOGGER.info("threshold from good images: %s", self.calibration_.look)
 
     def _score(self, rows: torch.Tensor, count: int, without: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(B*H*W, D) rows of `count` images -> their scores (B,) and maps (B, height, width).
@@ -671,6 +678,11 @@ def category_of(sample: Sample) -> str:
     if sample.path is None or not below or split not in ("train", "test"):
         return ""
     return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """Ascending indices of at most so many of n things, spread evenly over them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def relative(distances: np.ndarray, nearest: np.ndarray, spacing: np.ndarray) -> np.ndarray:

@@ -138,12 +138,12 @@ class PatchRows:
         pairs = (zip(maps, firsts, strict=True) for maps in self.batches)
         return all(torch.allclose(x.float(), y, rtol=1e-3, atol=1e-4) for pair in pairs for x, y in pair)
 
-    def of_images(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The rows (H*W, D) of each of these images in turn, gone with the next; indices: ascending."""
-        per_batch, cells = len(self.batches[0][0]), math.prod(self.grid)
-        for i, maps in enumerate(self.batches):
-            if here := [index - i * per_batch for index in indices if index // per_batch == i]:
-                yield from self.embedding([x[here].float() for x in maps]).split(cells)
+    def only(self, images: np.ndarray) -> "PatchRows":
+        """The rows of these images, (n,) ascending indices, without the memory of the others."""
+        per_batch = len(self.batches[0][0])
+        here = [images[images // per_batch == i] - i * per_batch for i in range(len(self.batches))]
+        batches = ([x[some] for x in maps] for maps, some in zip(self.batches, here, strict=True) if len(some))
+        return PatchRows(self.embedding, batches, str(self.dtype).removeprefix("torch."))
 
     def at(self, indices: np.ndarray) -> torch.Tensor:
         """(k,) indices -> (k, D) rows, in that order."""
