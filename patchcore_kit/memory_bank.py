@@ -256,7 +256,8 @@ def spacing(patches: torch.Tensor, kept: np.ndarray, seed: int = 0) -> np.ndarra
     few of 400 clusters, around patches drawn by seed: some are missed, which makes it larger by 1 to 5 %.
     """
     bank = patches[torch.from_numpy(kept).to(patches.device)]
-    near = _neighbours(bank, patches, NEIGHBOURS + 1, seed)[0][:, 1:].mean(1)  # the nearest is the row itself
+    near = _neighbours(bank, patches, NEIGHBOURS + 1, seed)[0]
+    near = near[:, 1:].sum(1) / max(1, near.shape[1] - 1)  # the nearest is the row itself
     return near[_neighbours(bank, bank, AROUND, seed)[1]].mean(1)
 
 

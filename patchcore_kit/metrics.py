@@ -215,5 +215,5 @@ def _intervals(
         n = min(max(value * (1 - value) / variance if variance else 0, rarer), most)
         centre, half = value + NORMAL**2 / (2 * n), NORMAL * np.sqrt(value * (1 - value) / n + NORMAL**2 / (4 * n**2))
         low, high = (centre - half) / (1 + NORMAL**2 / n), (centre + half) / (1 + NORMAL**2 / n)
-        ends |= {f"{name}_low": float(low), f"{name}_high": float(max(high, value))}  # 1, but for rounding
+        ends |= {f"{name}_low": float(low), f"{name}_high": float(min(max(high, value), 1))}  # 1 but for rounding
     return ends

@@ -106,3 +106,65 @@ def test_rows_and_their_origins(rows):
 def test_more_neighbours_than_rows(rows, queries, k):
     with pytest.raises(pk.SettingsError, match=f"cannot search {k} neighbours in a bank of 300 rows"):
         pk.MemoryBank(rows).search(queries, k)
+
+
+# without an image's own rows
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("search", ["flat", "fast", "gpu"])
+def test_rows_of_an_image_left_out_are_as_if_never_there(storage, search, monkeypatch):
+    generator = np.random.default_rng(0)
+    rows, images = generator.normal(size=(1200, 24)).astype(np.float32), np.arange(1200) % 6
+    queries = torch.from_numpy(rows[images == 2] + 0.01)
+    bank = pk.MemoryBank(rows, images, search="flat" if search == "gpu" else search, storage=storage)
+    if search == "gpu":
+        bank._flat = memory_bank._TorchIndex(torch.from_numpy(rows).to(getattr(torch, storage)))
+        bank.device = torch.device("cuda")  # only told so
+    distances, indices = bank.search(queries, 2, without=2)
+    others = pk.MemoryBank(rows[images != 2], search="flat", storage=storage)
+    wanted, _ = others.search(queries, 2)
+    assert (images[indices] != 2).all()
+    assert np.mean(np.isclose(distances, wanted, rtol=1e-3)) > (0.99 if search == "fast" else 0.9999)
+    assert (bank.search(queries, 1)[1][:, 0] == np.flatnonzero(images == 2)).mean() > 0.99  # there again
+
+
+def test_too_few_rows_are_left(rows):
+    bank = pk.MemoryBank(rows, np.arange(300) // 299)
+    with pytest.raises(pk.SettingsError, match="cannot search 2 neighbours in a bank of 1 rows"):
+        bank.search(torch.zeros(1, 24), 2, without=0)
+
+
+# spacing
+
+
+def spacing_by_hand(patches, kept):
+    between = torch.cdist(patches[kept], patches).square()
+    near = between.topk(10, largest=False).values[:, 1:].mean(1)
+    around = torch.cdist(patches[kept], patches[kept]).topk(5, largest=False).indices
+    return near[around].mean(1).numpy()
+
+
+def test_spacing_is_the_mean_of_nine_neighbours_over_five_rows():
+    patches = torch.randn(290, 16, generator=torch.Generator().manual_seed(0))  # 7 clusters: all are searched
+    kept = np.arange(0, 290, 9)
+    assert memory_bank.spacing(patches, kept) == pytest.approx(spacing_by_hand(patches, kept), rel=2e-3)
+
+
+def test_spacing_of_many_is_nearly_that():
+    generator = torch.Generator().manual_seed(0)
+    scales = 10 ** torch.linspace(-1, 0.5, 100).repeat_interleave(200)[:, None]
+    patches = torch.randn(100, 16, generator=generator).repeat_interleave(200, 0) * 3
+    patches = patches + scales * torch.randn(20_000, 16, generator=generator)
+    kept = np.arange(0, 20_000, 10)
+    ours, wanted = memory_bank.spacing(patches, kept), spacing_by_hand(patches, kept)
+    assert np.corrcoef(np.log(ours), np.log(wanted))[0, 1] > 0.999
+    assert -0.001 < np.mean(ours / wanted) - 1 < 0.05
+    assert (memory_bank.spacing(patches, kept) == ours).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 500])
+def test_spacing_of_equal_or_few_patches_is_a_number(n):
+    assert memory_bank.spacing(torch.ones(n, 8), np.arange(n)).tolist() == [0] * n
+    found = memory_bank.spacing(torch.randn(n, 8), np.arange(n))
+    assert np.isfinite(found).all() and (found > 0).all() == (n > 1)

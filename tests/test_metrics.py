@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn import metrics as sk
 
-from patchcore_kit.metrics import image_metrics, pixel_metrics, region_shares
+from patchcore_kit.metrics import image_metrics, mean_interval, pixel_metrics, region_shares
 
 
 @pytest.fixture
@@ -88,3 +89,84 @@ def test_a_perfect_pro_is_1_and_not_more():
         masks = np.zeros((regions, 9, 9), dtype=bool)
         masks[:, 2:5, 1:8] = True
         assert pixel_metrics(masks.astype(np.float32), masks)["full_pro"] == 1
+
+
+# how sure
+
+
+@pytest.mark.parametrize("true", [0.85, 0.97])
+@pytest.mark.parametrize(
+    ("kind", "good", "defective"),
+    [
+        ("normal", 20, 20),
+        ("normal", 60, 60),
+        ("normal", 20, 60),
+        ("normal", 60, 20),
+        ("skewed", 60, 60),
+        ("some unseen", 60, 60),
+    ],
+)
+def test_intervals_hold_the_true_value_as_often_as_they_say(true, good, defective, kind):
+    generator, held = np.random.default_rng(0), []
+    labels = np.repeat([0, 1], [good, defective])
+    for _ in range(200):
+        if kind == "skewed":  # P(defective > good) of two exponentials
+            scores = generator.exponential(np.where(labels == 1, true / (1 - true), 1))
+        else:
+            scores = generator.normal(size=len(labels))
+            shift = norm.ppf(true) * 2**0.5
+            if kind == "some unseen":  # defects that are far away, or score as good ones do
+                shift = np.where(generator.random(len(labels)) < 2 * (1 - true), 0, 8)
+            scores = scores + (labels == 1) * shift
+        found = image_metrics(scores, labels)
+        held.append(found["instance_auroc_low"] <= true <= found["instance_auroc_high"])
+    assert 0.9 <= np.mean(held) <= 0.99
+
+
+def test_a_perfect_value_has_an_honest_lower_end():
+    for n, low, high in ((5, 0.5, 0.6), (20, 0.8, 0.9), (100, 0.95, 0.98)):
+        found = image_metrics(np.arange(2.0 * n), np.repeat([0, 1], n))
+        assert found["instance_auroc"] == found["instance_auroc_high"] == 1
+        assert low < found["instance_auroc_low"] < high
+
+
+def test_pixel_intervals_are_as_wide_as_drawing_images_again_makes_them():
+    """Against the bootstrap with all pixels, sorted anew each time."""
+    generator = np.random.default_rng(0)
+    masks = np.zeros((24, 32, 32), dtype=bool)
+    for i in range(16):
+        masks[i, 4 : 6 + i, 4:12] = True
+    maps = generator.random(masks.shape) + masks * generator.normal(0.5, 0.3, (24, 1, 1))
+    ours = pixel_metrics(maps, masks)
+    drawn = [np.append(generator.integers(0, 16, 16), generator.integers(16, 24, 8)) for _ in range(150)]
+    again = [pixel_metrics(maps[some], masks[some]) for some in drawn]
+    for name in ("full_pixel_auroc", "full_pixel_ap", "full_pro", "full_pro_5", "anomaly_pixel_auroc", "anomaly_pro"):
+        half = 1.96 * np.std([one[name] for one in again])
+        assert ours[f"{name}_high"] - ours[f"{name}_low"] == pytest.approx(2 * half, rel=0.3)
+        assert ours[f"{name}_low"] < ours[name] < ours[f"{name}_high"]
+
+
+def test_one_defective_image_has_no_intervals_by_pixel(truth):
+    maps, masks = truth
+    assert "full_pro_low" not in pixel_metrics(maps[4:], masks[4:])
+
+
+def test_the_same_seed_gives_the_same_intervals(truth):
+    assert pixel_metrics(*truth) == pixel_metrics(*truth) != pixel_metrics(*truth, seed=1)
+
+
+def test_the_strict_pro_is_the_area_up_to_five_percent(truth):
+    maps, masks = truth
+    thresholds = np.quantile(maps, np.linspace(1, 0, 4000))
+    rate = np.array([(maps[~masks] >= t).mean() for t in thresholds])
+    shares = region_shares(masks)
+    overlap = np.array([shares[maps >= t].sum() for t in thresholds])
+    grid = np.linspace(0, 0.05, 501)
+    wanted = np.trapezoid(np.interp(grid, rate, overlap), grid) / 0.05
+    assert pixel_metrics(maps, masks)["full_pro_5"] == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_interval_of_a_mean_is_that_of_independent_values():
+    values, half = np.array([0.9, 0.7, 0.8]), np.array([0.03, 0.06, 0.02])
+    low, high = mean_interval(values, values - half, values + half)
+    assert (low, high) == pytest.approx((0.8 - np.sqrt((half**2).sum()) / 3, 0.8 + np.sqrt((half**2).sum()) / 3))
