@@ -307,18 +307,15 @@ def _evaluate(
     results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights}, defects)
     shown = ((key, metrics[key]) for key in METRICS[:4])
     numbers = ", ".join(f"{key} {value:.4f}" for key, value in shown if value is not None)
+    alarms = metrics["image_false_alarms"]
+    if alarms is not None:
+        numbers += f"; at the F1-optimal threshold {alarms:.0%} of the good images are called defective"
     LOGGER.info("%s: %s", name, numbers or metrics["undefined"])
-    for threshold, alarms, missed in (
-        ("F1-optimal threshold", "image_false_alarms", None),
-        ("threshold from good images", "alarm_false_alarms", "alarm_missed"),
-    ):
-        shares = []
-        if metrics[alarms] is not None:
-            shares.append(f"{metrics[alarms]:.0%} of the good test images are above it")
-        if metrics.get(missed) is not None:
-            shares.append(f"{metrics[missed]:.0%} of the defective ones are missed")
-        if shares:
-            LOGGER.info("  %s: %s", threshold, ", ".join(shares))
+    above, missed = metrics["alarm_false_alarms"], metrics["alarm_missed"]
+    said = [] if above is None else [f"{above:.0%} of the good test images are called anything but good"]
+    said += [] if missed is None else [f"{missed:.0%} of the defective ones are missed"]
+    if said:
+        LOGGER.info("%s: at the threshold from good images %s", name, ", ".join(said))
 
 
 def _peak_memory() -> float | None:

@@ -148,3 +148,60 @@ def test_published_results_are_read_by_name(tmp_path):
     path.write_text("something else\n1\n")
     with pytest.raises(pk.ResultsError, match="cannot read"):
         pk.read_results(path)
+
+
+# how sure, and by kind of defect
+
+
+def row(value, low=None, high=None):
+    return {"instance_auroc": value, "instance_auroc_low": low, "instance_auroc_high": high, "weights": "w"}
+
+
+def test_the_mean_has_an_interval_where_all_rows_have_one(tmp_path):
+    results = Results(tmp_path, SETTINGS)
+    results.add("mvtec_a", row(0.9, 0.8, 0.95))
+    results.add("mvtec_b", row(0.7, 0.6, 0.8))
+    mean = pk.read_results(tmp_path / "results.csv").loc["Mean"]
+    assert mean["instance_auroc"] == pytest.approx(0.8)
+    assert mean["instance_auroc_low"] == pytest.approx(0.8 - (0.1**2 + 0.1**2) ** 0.5 / 2)
+    assert mean["instance_auroc_high"] == pytest.approx(0.8 + (0.05**2 + 0.1**2) ** 0.5 / 2)
+    results.add("mvtec_c", row(0.5))  # one class only, or of an earlier version
+    assert pd.isna(pk.read_results(tmp_path / "results.csv").loc["Mean", "instance_auroc_low"])
+
+
+def test_rows_that_the_intervals_do_not_tell_apart_are_tied():
+    rows = {"mvtec_a": row(0.7, 0.6, 0.8), "mvtec_b": row(0.75, 0.65, 0.85), "mvtec_c": row(0.95, 0.9, 0.98)}
+    rows |= {"mvtec_d": row(0.72), "Mean": row(0.8, 0.7, 0.9)}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    assert pk.tied(table, "instance_auroc", "mvtec_a") == ["mvtec_b"]
+    assert pk.tied(table, "instance_auroc", "mvtec_c") == []
+    assert pk.tied(table, "instance_auroc", "mvtec_d") == []  # not known
+    assert pk.tied(table[["instance_auroc"]], "instance_auroc", "mvtec_a") == []
+
+
+def test_every_metric_of_each_kind_of_defect(tmp_path, categories, make_detector):
+    results = Results(tmp_path, SETTINGS)
+    train(categories, make_detector, results, Outputs(predictions=True), progress=False)
+    table = pk.read_results(tmp_path / "defects.csv")
+    assert set(table.index) == {f"mvtec_{category.name}" for category in categories}
+    assert set(pk.METRICS) < set(table.columns)
+    for category in categories:
+        kinds = table.loc[f"mvtec_{category.name}"].set_index("defect")
+        defects = [sample.defect for sample in category.test if sample.label == 1]
+        assert kinds["images"].to_dict() == {kind: defects.count(kind) for kind in set(defects)}
+        predictions = pk.Predictions.load(tmp_path / f"predictions/mvtec_{category.name}.npz")
+        kind = defects[0]
+        alone = predictions.of([s.defect in ("good", kind) for s in category.test])
+        assert kinds.loc[kind, "instance_auroc"] == pytest.approx(pk.evaluate(alone)["instance_auroc"])
+        assert kinds.loc[kind, "full_pro"] == pytest.approx(pk.evaluate(alone)["full_pro"])
+    again = Results(tmp_path, SETTINGS, resume=True)
+    again.add("mvtec_other", row(1.0))
+    assert len(pk.read_results(tmp_path / "defects.csv")) == len(table)
+
+
+def test_runs_of_earlier_versions_are_resumed_with_the_scores_they_had(tmp_path):
+    Results(tmp_path, SETTINGS).add("mvtec_a", row(0.9))
+    now = SETTINGS | {"scoring": "distance", "alarm_rate": 0.05}
+    assert list(Results(tmp_path, now, resume=True).rows) == ["mvtec_a"]
+    with pytest.raises(pk.SettingsError, match="was made with scoring distance, not density"):
+        Results(tmp_path, now | {"scoring": "density"}, resume=True)
