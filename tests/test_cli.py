@@ -86,6 +86,41 @@ def test_options_for_speed_and_memory_reach_the_model(sample_root, tmp_path, mon
         shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
 
 
+def test_density_scores_and_the_alarm_rate_reach_the_model(sample_root, tmp_path, caplog):
+    network = [*NETWORK, "--scoring", "density", "--alarm_rate", "0.2"]
+    options = ("--save_patchcore_model", "--save_predictions")
+    result = run(run_patchcore, *train_args(tmp_path, sample_root, options=options, network=network))
+    folder = tmp_path / "project/group"
+    for name in ("pill", "weave"):
+        detector = pk.load_detector(folder / f"models/mvtec_{name}", progress=False)
+        assert (detector.scoring, detector.alarm_rate) == ("density", 0.2)
+        predictions = pk.Predictions.load(folder / f"predictions/mvtec_{name}.npz")
+        table = pd.read_csv(folder / f"predictions/mvtec_{name}.csv")
+        assert table["verdict"].tolist() == predictions.verdicts.tolist()
+        assert table["index"].to_numpy() == pytest.approx(predictions.index)
+        row = pk.read_results(folder / "results.csv").loc[f"mvtec_{name}"]
+        assert row["alarm_threshold"] == pytest.approx(predictions.alarm_threshold)
+        said = (
+            f"mvtec_{name}: at the threshold from good images {row['alarm_false_alarms']:.0%} of the good test images"
+        )
+        assert said in caplog.text
+    assert "alarm_false_alarms" in result.output and "alarm_missed" in result.output
+    models = [argument for n in ("pill", "weave") for argument in ("-p", folder / f"models/mvtec_{n}")]
+    dataset = ["dataset", "-d", "pill", "-d", "weave", "mvtec", sample_root]
+    run(load_and_evaluate_patchcore, tmp_path / "again", "patch_core_loader", *models, *dataset)
+    same = ["instance_auroc", "full_pro", "alarm_threshold", "instance_auroc_low", "full_pro_5"]
+    before, after = (pk.read_results(path / "results.csv")[same] for path in (folder, tmp_path / "again"))
+    pd.testing.assert_frame_equal(before, after)
+
+
+@pytest.mark.parametrize("options", [["--scoring", "lof"], ["--alarm_rate", "0"], ["--alarm_rate", "5"]])
+def test_scorings_and_rates_that_cannot_work(sample_root, tmp_path, options):
+    result = CliRunner().invoke(
+        run_patchcore, [str(a) for a in train_args(tmp_path, sample_root, network=[*NETWORK, *options])]
+    )
+    assert result.exit_code and not list(tmp_path.iterdir())
+
+
 def test_training_again_and_resuming(trained, sample_root):
     options = ("--resume", "--save_patchcore_model", "--log_project", "step1", "--log_group", "0000")
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}

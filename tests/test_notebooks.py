@@ -210,7 +210,7 @@ WITHOUT_TEST = {
     "task1_train": [NO_AUROC, NO_METRICS, "no examples: {}", "nothing to compare: no metrics"],
     "task2_evaluate": [
         "bottle: {} to evaluate", "nothing to evaluate: {}", NO_METRICS, NO_THREE, "no table: {}", "no scores: {}",
-        "no ROC curve: {}", "no verdicts: {}", "nothing to check: {}",
+        "no ROC curve: {}", "no verdicts: {}", "no verdicts: {}", "nothing to check: {}",
     ],
     "task3_distributions": [
         NO_METRICS, "no metrics to describe", NO_METRICS, NO_METRICS,
@@ -218,12 +218,13 @@ WITHOUT_TEST = {
     ],
     "task4_masks": [
         "bottle: {} to evaluate", f"full_pixel_f1 {FIRST}", "no predictions: {}", "no predictions: {}", "no table: {}",
-        "no image histogram: {}", "no pixel histogram: {}", "no examples: {}", "no slider: {}", "nothing to check: {}",
+        "no image histogram: {}", "no verdicts: {}", "no pixel histogram: {}", "no examples: {}", "no slider: {}",
+        "nothing to check: {}",
     ],
     "task5_worst": [
         "bottle: {} to evaluate", NO_AUROC, f"instance_auroc {FIRST}", "no predictions: {}", "no scores: {}",
         "no table: {}", "no examples: {}", "no examples: {}", "no images: {}", "no verdicts: {}",
-        "nothing to check: {}",
+        "no repair to measure: {}", "no scores: {}", "nothing to check: {}",
     ],
     "task6_best": [
         "bottle: {} to evaluate", NO_THREE, f"instance_auroc {FIRST}", "no predictions: {}", "no image histogram: {}",
@@ -300,6 +301,10 @@ def says_what_it_lacks(name, lacks, data, work, kernel):
     images = len(list(data.glob("bottle/test/[bc]*/*")))  # defective ones
     expected = [sentence.format(reason.format(images - 1)) for sentence in sentences[name]]
     answer = not any(sentence.startswith("nothing to check") for sentence in expected)
+    if images > 10:  # enough training images for a threshold that cuts maps without masks
+        told = re.compile("no binarised maps( and no ground truth)?: ")
+        expected = [told.sub(lambda said: "no ground truth: " if said[1] else "", line) for line in expected]
+        expected = [line for line in expected if line not in (PIXELS, reason)]
     assert lacking(run_in(kernel, name, work, data, answer=answer)) == expected
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import patchcore_kit as pk
 from patchcore_kit import plots
+from patchcore_kit.calibration import Calibration
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
 from patchcore_kit.transforms import Transform
 
@@ -366,3 +367,59 @@ def test_one_picture_alone_glows_only_above_a_given_scale(tmp_path, predictions)
     for wrong in ((1, 1), (2, 1)):
         with pytest.raises(pk.SettingsError, match="scale is"):
             plots.examples(frame, Transform(64, 56), alone, [0], scale=wrong)
+
+
+# thresholds and scales from good images
+
+
+@pytest.fixture
+def calibrated(predictions):
+    good = np.linspace(0.5, 1, 40, dtype=np.float32) * float(np.median(predictions.scores))
+    return dataclasses.replace(predictions, calibration=Calibration(good, good / 2, 0.05), scoring="density")
+
+
+def test_all_thresholds_are_drawn_and_named(calibrated):
+    for draw, wanted in (
+        (plots.image_histogram, ("image_threshold", "alarm_threshold", "defective_threshold")),
+        (plots.scores_by_defect, ("image_threshold", "alarm_threshold", "defective_threshold")),
+        (plots.pixel_histogram, ("pixel_threshold", "alarm_threshold_pixel")),
+    ):
+        ax = draw(calibrated)
+        values = [getattr(calibrated, name) for name in wanted]
+        assert [line.get_xdata()[0] for line in ax.lines] == values
+        for value in values:
+            assert f"{value:.3g}" in texts(ax.figure)
+        assert "relative distance" in texts(ax.figure)
+
+
+def test_the_scale_is_fixed_by_training(category, calibrated):
+    assert plots.map_scale(calibrated) == (0, 2 * calibrated.alarm_threshold_pixel)
+    assert plots.map_scale(calibrated.of([0])) == plots.map_scale(calibrated)  # whatever else was tested
+    assert plots.map_scale(calibrated, (1, 5)) == (1, 5)
+    axes = plots.examples(category.test, Transform(64, 56), calibrated, [0, 9])
+    assert {ax.images[0].norm.vmax for ax in axes[:, 1]} == {2 * calibrated.alarm_threshold_pixel}
+    for i, row in zip((0, 9), axes, strict=True):
+        assert f"index {calibrated.index[i]:.2f}\n{calibrated.verdicts[i]}" in row[0].get_ylabel()
+
+
+def test_without_masks_maps_are_cut_at_the_threshold_from_good_images(category, calibrated, caplog):
+    alone = dataclasses.replace(calibrated, masks=None)
+    samples = [dataclasses.replace(sample, mask_path=None) for sample in category.test]
+    axes = plots.examples(samples, Transform(64, 56), alone, [9])
+    assert axes[0, 2].get_title() == f"map >= {calibrated.alarm_threshold_pixel:.3g}"
+    assert [line.split(":")[0] for line in caplog.messages] == ["no ground truth"]
+
+
+def test_metrics_are_drawn_with_their_intervals():
+    table = pd.DataFrame(
+        {"f": [0.8, 0.9], "f_low": [0.7, 0.85], "f_high": [0.85, 0.95], "category": ["a", "b"], "size": [1, 1]},
+        ["mvtec_a", "mvtec_b"],
+    )
+    (ax,) = plots.metric_bars(table, ["f"])
+    (bars,) = ax.collections
+    assert sorted((s[0][0], s[1][0]) for s in bars.get_segments()) == [(0.7, 0.85), (0.85, 0.95)]
+    assert ax.get_xlim()[0] <= 0.7 and ax.get_xlim()[1] >= 0.95
+    (ax,) = plots.metrics_by_size(table, ["f"])
+    (mean,) = ax.collections
+    ((_, low), (_, high)) = mean.get_segments()[0]
+    assert (low, high) == pytest.approx((0.85 - (0.1**2 + 0.05**2) ** 0.5 / 2, 0.85 + (0.05**2 + 0.05**2) ** 0.5 / 2))

@@ -11,6 +11,7 @@ import pytest
 
 import patchcore_kit as pk
 import utils
+from patchcore_kit.calibration import Calibration
 
 
 @pytest.fixture
@@ -218,3 +219,23 @@ def test_an_example_of_any_category(sample_root, capsys):
     assert capsys.readouterr().out == f"no defective test images: {good[0].name} instead\n"
     assert utils.example_of(dataclasses.replace(category, test=[])) is category.train[0]
     assert capsys.readouterr().out.startswith("no test images: train/good/000.png instead")
+
+
+def test_categories_that_the_intervals_do_not_tell_apart_are_said_to_be_tied(capsys):
+    values = {"f1": [0.8, 0.85, 0.2], "f1_low": [0.7, 0.75, 0.1], "f1_high": [0.9, 0.95, 0.3]}
+    table = pd.DataFrame(values, ["mvtec_a", "mvtec_b", "mvtec_c"])
+    assert utils.pick_category(table, "f1") == "b"
+    assert capsys.readouterr().out == "b has the highest f1, but by the intervals of 95 % it is tied with a\n"
+    assert utils.pick_category(table, "f1", worst=True) == "c"
+    assert capsys.readouterr().out == ""
+
+
+def test_thresholds_are_said_with_what_they_promise(capsys):
+    utils.say_thresholds(utils.no_predictions())
+    assert capsys.readouterr().out.startswith("the model has no threshold from good images")
+    scores = np.arange(1.0, 101)
+    known = dataclasses.replace(utils.no_predictions(), calibration=Calibration(scores, scores, 0.05))
+    utils.say_thresholds(known)
+    look, defective = capsys.readouterr().out.splitlines()
+    assert look.startswith("look above 96 for 5% false alarms, from 100 good images: the true rate lies between")
+    assert defective.startswith("defective above 100 for 1% false alarms")
