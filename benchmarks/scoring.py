@@ -84,7 +84,8 @@ def main(
         for seed in range(seeds):
             settings = {"percentage": percentage, "resize": resize, "imagesize": size, "seed": seed, "progress": False}
             detector = pk.PatchCore(network, scoring="density", **settings).fit(images.train)
-            rows += [{"category": name, "seed": seed} | row for row in measure(detector, images)]
+            label = f"{folder.name}/{name}{',whole' if folder == whole and resize == (size, size) else ''}"
+            rows += [{"category": label, "seed": seed} | row for row in measure(detector, images)]
     table = pd.DataFrame(rows)
     means = table.groupby(["category", "scoring"], sort=False).mean(numeric_only=True).drop(columns="seed")
     if len(cases) > 1:

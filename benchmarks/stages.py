@@ -23,7 +23,8 @@ from common import choose_category, enlarge, seconds, weights_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from patchcore_kit import coreset
-from patchcore_kit.detector import map_operator
+from patchcore_kit.detector import CALIBRATED, map_operator, spread
+from patchcore_kit.memory_bank import spacing
 from patchcore_kit.metrics import pixel_metrics
 from patchcore_kit.patches import PatchRows
 from patchcore_kit.transforms import normalise, read_batches
@@ -76,6 +77,9 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
     projected = coreset.project(rows, 128)
     times["coreset, plain loop"] = seconds(repeat, lambda: plain_loop(projected, PLAIN_STEPS)) * len(kept) / PLAIN_STEPS
     times["all"] = seconds(repeat, lambda: detector.fit(samples))
+    images = spread(len(samples), CALIBRATED)
+    times["thresholds"] = seconds(repeat, lambda: detector._calibrate(rows.only(images), images))
+    times["spacing, for density scores"] = seconds(repeat, lambda: spacing(projected, kept))
     return times
 
 

@@ -97,3 +97,12 @@ def test_backbones(sample_root, resnet18_file, monkeypatch):
     assert re.search(r"starter +resnet18 +random, same shape", output)
     for row in ("ms/image", "ms alone", "MB", "sample: image AUROC", "sample: pixel AUROC"):
         assert re.search(rf"^{row}( +\d+\.\d+){{3}}$", output, re.MULTILINE), row
+
+
+def test_scoring(sample_root):
+    options = ["--data", sample_root, "--whole", sample_root, "-c", "pill", "--weights", "random", "--seeds", 1]
+    output = run("scoring", *options, "--size", 64)
+    assert "resnet18 (random), 10%, 64 pixels, means of 1 seeds" in output
+    for scoring in ("distance", "density"):
+        rows = re.findall(rf"^\S* +{scoring}((?: +[01]\.\d{{4}}){{4}})$", output, re.MULTILINE)
+        assert len(rows) == 4  # pill cut, pill and weave whole, their mean

@@ -18,7 +18,7 @@ from patchcore_kit.images import BITS, IMAGE_SUFFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DATA = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+DATA, THRESHOLDS = ((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("data.md", "thresholds.md"))
 
 
 def blocks(language, text=README):
@@ -102,8 +102,18 @@ def test_python_of_the_page_on_data(tmp_path, monkeypatch):
     assert names["laid"].shape == (256, 256) and np.isnan(names["laid"][0]).all() and names["laid"][128, 128] > 0
 
 
+def test_python_of_the_page_on_thresholds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("".join(blocks("python", THRESHOLDS)), {})
+    out = capsys.readouterr().out
+    assert out.count(" false alarms, from 40 good images") == 2 and "extrapolated from 40 good images" in out
+    assert "verdict_f1" in out
+
+
 @pytest.mark.parametrize(
-    ("text", "folder"), [(README, REPOSITORY), (DATA, REPOSITORY / "docs")], ids=["README", "data"]
+    ("text", "folder"),
+    [(README, REPOSITORY), (DATA, REPOSITORY / "docs"), (THRESHOLDS, REPOSITORY / "docs")],
+    ids=["README", "data", "thresholds"],
 )
 def test_links_lead_somewhere(text, folder):
     for link in re.findall(r"\]\(([^)]+)\)", text):
