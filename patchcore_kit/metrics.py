@@ -186,10 +186,12 @@ def _histograms(image: np.ndarray, positive: np.ndarray, overlap: np.ndarray, im
     false = np.arange(1, len(true) + 1) - true
     rank = true * (BINS / 2 / true[-1]) + false * (BINS / 2 / false[-1])
     place = image * BINS + rank.astype(np.int64).clip(max=BINS - 1)
-    good, bad, share = (
-        np.bincount(place, weights, images * BINS).reshape(images, BINS) for weights in (~positive, positive, overlap)
+    of_defects = place[positive]  # few
+    bad, share, all_ = (
+        np.bincount(where, weights, images * BINS).reshape(images, BINS)
+        for where, weights in ((of_defects, None), (of_defects, overlap[positive]), (place, None))
     )
-    return good, bad, share
+    return all_ - bad, bad, share
 
 
 def _binned(weights: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Curves:
