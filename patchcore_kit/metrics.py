@@ -79,39 +79,41 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.trapezoid(np.append(0, y), np.append(0, x)))
 
 
-def image_metrics(scores: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, float]:
+def image_metrics(scores: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> dict[str, float]:
     """(N,) scores and (N,) labels, 0 and 1 among them -> instance_auroc, _ap, _f1, image_threshold, _false_alarms.
 
-    Also instance_auroc_low, _high, instance_ap_low, _high: intervals of 95 %, from resamples drawn by seed.
+    Also instance_auroc_low, _high, instance_ap_low, _high: intervals of 95 %, from resamples drawn by seed; with None
+    they are left out.
     """
     order = np.argsort(-scores, kind="stable")
     defective = labels[order] == 1
     curves = Curves.of(scores[order], defective)
     threshold, f1 = curves.best_f1()
     values = {"instance_auroc": curves.auroc(), "instance_ap": curves.average_precision()}
-    resampled = []
-    for weights in _resamples(defective, seed):
-        true, false = np.cumsum(weights * defective)[curves.ends], np.cumsum(weights * ~defective)[curves.ends]
-        again = Curves(curves.thresholds, true, false, curves.ends)
-        resampled.append({"instance_auroc": again.auroc(), "instance_ap": again.average_precision()})
-    rarer = int(min(defective.sum(), (~defective).sum()))
+    if seed is not None:
+        resampled = []
+        for weights in _resamples(defective, seed):
+            true, false = np.cumsum(weights * defective)[curves.ends], np.cumsum(weights * ~defective)[curves.ends]
+            again = Curves(curves.thresholds, true, false, curves.ends)
+            resampled.append({"instance_auroc": again.auroc(), "instance_ap": again.average_precision()})
+        rarer = int(min(defective.sum(), (~defective).sum()))
+        values |= _intervals(values, resampled, rarer, len(scores))
     return values | {
         "instance_f1": f1,
         "image_threshold": threshold,
         "image_false_alarms": float((scores[labels == 0] >= threshold).mean()),
-        **_intervals(values, resampled, rarer, len(scores)),
     }
 
 
-def pixel_metrics(maps: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[str, float]:
+def pixel_metrics(maps: np.ndarray, masks: np.ndarray, seed: int | None = 0) -> dict[str, float]:
     """(N, H, W) anomaly maps and bool masks, both kinds of pixel among them -> the pixel metrics.
 
     `full_` metrics count the pixels of all images, `anomaly_` metrics those of images with a defect in their mask, as
     the reference does. PRO weighs every connected defect region equally (8 neighbours), whatever its size. Undefined
     `anomaly_` metrics (defects that fill their images) are left out.
 
-    Of each but F1 also the ends `_low` and `_high` of an interval of 95 %, from resamples drawn by seed, unless there
-    is only one image with a defect in its mask.
+    Of each but F1 also the ends `_low` and `_high` of an interval of 95 %, from resamples drawn by seed, unless that is
+    None or there is only one image with a defect in its mask.
     """
     values = maps.ravel()
     order = np.argsort(values)[::-1]
@@ -125,7 +127,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[st
     anomaly = Curves.of(values[inside], positive[inside])
     if anomaly.false[-1]:
         metrics |= _of_defective(anomaly, overlap[inside])
-    if defective.sum() > 1:
+    if seed is not None and defective.sum() > 1:
         good, bad, share = _histograms(order // masks[0].size, positive, overlap, len(masks))
         resampled = []
         for weights in _resamples(defective, seed):

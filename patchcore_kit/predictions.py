@@ -54,10 +54,14 @@ class Predictions:
     @cached_property
     def metrics(self) -> dict[str, float | str | None]:
         """See `evaluate`; computed once."""
+        return self._metrics(seed=0)
+
+    def _metrics(self, seed: int | None) -> dict[str, float | str | None]:
+        """seed: of the intervals, None for metrics without them."""
         values, undefined = {}, {}
         known = self.labels >= 0
         if set(self.labels[known]) == {0, 1}:
-            values |= image_metrics(self.scores[known], self.labels[known])
+            values |= image_metrics(self.scores[known], self.labels[known], seed)
         else:
             undefined["image"] = "needs good and defective images"
         if self.masks is None:
@@ -65,14 +69,14 @@ class Predictions:
         elif not self.masks.any() or self.masks.all():
             undefined["pixel"] = "needs good and defective pixels"
         else:
-            values |= pixel_metrics(self.maps, self.masks)
+            values |= pixel_metrics(self.maps, self.masks, seed)
             if "anomaly_pro" not in values:
                 undefined["anomaly"] = "needs good pixels in defective images"
         values |= self._alarms(known)
-        if "pixel" not in undefined and "full_pro_low" not in values:
+        if seed is not None and "pixel" not in undefined and "full_pro_low" not in values:
             undefined["interval"] = "of pixels need two images with a defect"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
-        names = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *INTERVALS)
+        names = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *(() if seed is None else INTERVALS))
         return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}
 
     def _alarms(self, known: np.ndarray) -> dict[str, float | None]:
@@ -144,12 +148,12 @@ class Predictions:
         return replace(self, **arrays, names=tuple(np.array(self.names)[images].tolist()))
 
     def by_defect(self) -> pd.DataFrame:
-        """The metrics of each kind of defect among the good images, and how many images of it there are."""
+        """The metrics of each kind of defect among the good images, without intervals, and its number of images."""
         kinds = np.array([_kind(name) for name in self.names])
         found = {}
         for kind in sorted(set(kinds[self.labels == 1])):
             of_kind = (kinds == kind) & (self.labels == 1)
-            found[kind] = {"images": int(of_kind.sum())} | self.of(of_kind | (self.labels == 0)).metrics
+            found[kind] = {"images": int(of_kind.sum())} | self.of(of_kind | (self.labels == 0))._metrics(None)
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("defect")
 
     def save(self, path: Path | str) -> None:
