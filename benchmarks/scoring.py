@@ -42,12 +42,12 @@ def measure(detector: pk.PatchCore, category: pk.Category) -> list[dict]:
     down, across = (map_operator(n, m) for n, m in zip(detector.transform.size, detector.grid_, strict=True))
     rows = []
     for scoring, patches in patch_scores(detector, category.test).items():
-        pixels = pixel_metrics((down @ torch.from_numpy(patches) @ across.T).numpy(), masks)
+        pixels = pixel_metrics((down @ torch.from_numpy(patches) @ across.T).numpy(), masks, seed=None)
         rows.append(
             {
                 "scoring": scoring,
-                "image AUROC": image_metrics(patches.max(axis=(1, 2)), labels)["instance_auroc"],
-                "with 3x3": image_metrics(largest_mean(patches), labels)["instance_auroc"],
+                "image AUROC": image_metrics(patches.max(axis=(1, 2)), labels, seed=None)["instance_auroc"],
+                "with 3x3": image_metrics(largest_mean(patches), labels, seed=None)["instance_auroc"],
                 "pixel AUROC": pixels["full_pixel_auroc"],
                 "PRO": pixels["full_pro"],
             }
@@ -84,7 +84,7 @@ def main(
         for seed in range(seeds):
             settings = {"percentage": percentage, "resize": resize, "imagesize": size, "seed": seed, "progress": False}
             detector = pk.PatchCore(network, scoring="density", **settings).fit(images.train)
-            label = f"{folder.name}/{name}{',whole' if folder == whole and resize == (size, size) else ''}"
+            label = f"{folder.name}/{name}{',whole' if isinstance(resize, tuple) else ''}"
             rows += [{"category": label, "seed": seed} | row for row in measure(detector, images)]
     table = pd.DataFrame(rows)
     means = table.groupby(["category", "scoring"], sort=False).mean(numeric_only=True).drop(columns="seed")

@@ -205,9 +205,15 @@ class PatchCore:
 
     def _bank(self, rows: torch.Tensor | np.ndarray, arrays: Mapping[str, np.ndarray | None]) -> MemoryBank:
         """A bank of the rows and of what is known of each: `images`, `cells`, `spacing`."""
-        about = [arrays.get(name) for name in ("images", "cells")]
-        how = {"search": self.search, "storage": self.storage, "spacing": arrays.get("spacing")}
-        return MemoryBank(rows, *about, self.backbone.device, **how)
+        return MemoryBank(
+            rows,
+            arrays.get("images"),
+            arrays.get("cells"),
+            self.backbone.device,
+            search=self.search,
+            storage=self.storage,
+            spacing=arrays.get("spacing"),
+        )
 
     def _calibrate(self, rows: PatchRows, images: np.ndarray) -> Calibration | None:
         """Score these training images, each without its own rows of the bank; None if no threshold follows."""

@@ -28,7 +28,7 @@ from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.plots import save_segmentation_images
-from patchcore_kit.predictions import ALARM_THRESHOLDS, ALARMS, INTERVALS, METRICS, THRESHOLDS, evaluate
+from patchcore_kit.predictions import ALARMS, COLUMNS, INTERVALS, METRICS, evaluate
 
 LOGGER = logging.getLogger(__name__)
 
@@ -300,8 +300,8 @@ def _evaluate(
             with writing(results.folder / "segmentation_images" / name) as pictures:
                 save_segmentation_images(pictures, category.test, detector.transform, predictions, progress=progress)
     else:
-        named, defects = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *INTERVALS), None
-        metrics = dict.fromkeys(named) | {"mask_rule": outputs.mask_rule, "undefined": "all metrics: no test images"}
+        metrics, defects = dict.fromkeys((*COLUMNS, *INTERVALS)), None
+        metrics |= {"mask_rule": outputs.mask_rule, "undefined": "all metrics: no test images"}
     costs["peak_mb"] = _peak_memory()
     weights = ", ".join(member.backbone.weights for member in detector.members)
     results.add(name, metrics | dict.fromkeys(COSTS) | costs | {"weights": weights}, defects)

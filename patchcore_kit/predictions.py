@@ -19,6 +19,7 @@ METRICS = (
 THRESHOLDS = ("image_threshold", "pixel_threshold", "image_false_alarms")
 ALARMS = ("alarm_false_alarms", "alarm_missed", "alarm_f1", "alarm_pixel_f1")  # at the thresholds from good images
 ALARM_THRESHOLDS = ("alarm_threshold", "defective_threshold", "alarm_threshold_pixel")
+COLUMNS = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS)  # all that is measured, in this order
 INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1") for end in ("low", "high"))
 
 
@@ -76,7 +77,7 @@ class Predictions:
         if seed is not None and "pixel" not in undefined and "full_pro_low" not in values:
             undefined["interval"] = "of pixels need two images with a defect"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
-        names = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *(() if seed is None else INTERVALS))
+        names = COLUMNS if seed is None else (*COLUMNS, *INTERVALS)
         return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}
 
     def _alarms(self, known: np.ndarray) -> dict[str, float | None]:
