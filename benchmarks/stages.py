@@ -23,7 +23,7 @@ from common import choose_category, enlarge, seconds, weights_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from patchcore_kit import coreset
-from patchcore_kit.detector import CALIBRATED, map_operator, spread
+from patchcore_kit.detector import CALIBRATED, spread
 from patchcore_kit.memory_bank import spacing
 from patchcore_kit.metrics import pixel_metrics
 from patchcore_kit.patches import PatchRows

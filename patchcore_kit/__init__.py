@@ -17,7 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.coreset import greedy_coreset
 from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
-from patchcore_kit.detector import PatchCore, PatchCoreEnsemble, load_detector, load_transform
+from patchcore_kit.detector import PatchCore, load_transform
+from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
 from patchcore_kit.experiments import COSTS, published_results, read_results, tied
 from patchcore_kit.files import work_folder
@@ -28,7 +29,7 @@ from patchcore_kit.plots import save_segmentation_images
 from patchcore_kit.predictions import METRICS, Predictions, evaluate
 from patchcore_kit.reference_format import find_models
 from patchcore_kit.sample_data import draw_sample_data
-from patchcore_kit.transforms import Transform, load_images
+from patchcore_kit.transforms import Transform, load_images, whole_resize
 
 __all__ = [
     "COSTS",
@@ -65,5 +66,6 @@ __all__ = [
     "read_results",
     "save_segmentation_images",
     "tied",
+    "whole_resize",
     "work_folder",
 ]

@@ -17,7 +17,8 @@ import faiss
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import Category, list_categories, load_category
-from patchcore_kit.detector import SCORINGS, PatchCore, PatchCoreEnsemble, load_detector, load_transform
+from patchcore_kit.detector import PatchCore, load_transform
+from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
     Detector,
@@ -32,6 +33,7 @@ from patchcore_kit.files import user_path
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
 from patchcore_kit.reference_format import prefixes, read_settings
+from patchcore_kit.scoring import SCORINGS
 from patchcore_kit.transforms import MASK_RULES
 
 SHOWN = (

@@ -8,6 +8,8 @@ matrix, `approx_greedy_coreset` from the mean distance to ten random rows, which
 
 import math
 import time
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -44,55 +46,86 @@ def select(
     projection: int | None = 128,
     seed: int = 0,
     progress: bool = True,
-    projected: torch.Tensor | None = None,
 ) -> np.ndarray:
     """(N, D) rows -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
 
     The greedy samplers compare rows in a random projection to `projection` dimensions, as the reference does, or as
-    they are with None; `projected` is what `project` makes of them with that dimension and seed, where it has been
-    made. `identity` keeps every row, in order; `random` draws without replacement.
+    they are with None. `identity` keeps every row, in order; `random` draws without replacement.
 
     Raises SettingsError as `check`, and for a percentage that would keep no row.
     """
     check(sampler, percentage, projection)
-    n = len(features)
+    projected = None
+    if "greedy" in sampler:
+        features = torch.as_tensor(features) if isinstance(features, np.ndarray) else features
+        projected = project(features, projection, seed)
+    return select_first(sampler, projected, len(features), percentage, seed=seed, progress=progress)[0]
+
+
+def select_first(
+    sampler: str, projected: torch.Tensor | None, n: int, percentage: float, *, seed: int = 0, progress: bool = True
+) -> tuple[np.ndarray, torch.Tensor | None]:
+    """What `project` makes of n rows, (n, d), which the greedy samplers need -> (k,) indices, as `select`.
+
+    And (n,) the squared distance of each row to the nearest that is kept, -inf of these; None but for the greedy ones.
+    Raises SettingsError for a percentage that would keep no row.
+    """
     if sampler == "identity":
-        return np.arange(n)
+        return np.arange(n), None
     k = int(n * percentage)
     if k == 0:
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
     if sampler == "random":
-        return np.random.default_rng(seed).choice(n, k, replace=False)
-    if projected is None:
-        features = torch.as_tensor(features) if isinstance(features, np.ndarray) else features
-        projected = project(features, projection, seed)
+        return np.random.default_rng(seed).choice(n, k, replace=False), None
     if sampler == "greedy_coreset":
         return _k_center(projected, k, _matrix_row_norms(projected), progress)
-    return greedy_coreset(projected, k, seed=seed, progress=progress)
+    return _k_center(projected, k, _mean_distances(projected, None, seed), progress)
 
 
-def project(features: torch.Tensor | PatchRows, dimension: int | None, seed: int = 0) -> torch.Tensor:
+def select_more(
+    sampler: str, projected: torch.Tensor | None, bank: int, n: int, k: int, *, seed: int = 0, progress: bool = True
+) -> tuple[np.ndarray, torch.Tensor | None]:
+    """(M + n, d) projected rows, of which the first M are kept already -> as `select_first`, k more of the other n.
+
+    The greedy samplers go on from where the bank is: the row farthest from all that are kept comes next.
+    """
+    if sampler == "identity":
+        return np.arange(n), None
+    if sampler == "random":
+        return np.random.default_rng(seed).choice(n, k, replace=False), None
+    return _k_center(projected[bank:], k, None, progress, projected[:bank])
+
+
+def project(
+    features: torch.Tensor | PatchRows | Sequence[torch.Tensor | PatchRows], dimension: int | None, seed: int = 0
+) -> torch.Tensor:
     """(N, D) -> (N, dimension), float32: the reference's random projection, an untrained linear layer without bias.
+
+    Of several features, their rows one after the other.
 
     Its weights are uniform in +-1/sqrt(D); without them, if the dimension is None or D, rows stay what they are. They
     are centred, which leaves their distances as they are and makes them more exact: they are computed from norms and
     products, whose large common part would cancel.
     """
-    n, d = features.shape
-    if dimension in (None, d):
-        parts = features.split(ROWS) if isinstance(features, torch.Tensor) else features
-    else:
+    listed = list(features) if isinstance(features, list | tuple) else [features]
+    d, device = listed[0].shape[1], listed[0].device
+    weight = None
+    if dimension not in (None, d):
         generator = torch.Generator().manual_seed(seed)
-        weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(features.device)
-        if isinstance(features, torch.Tensor):
-            parts = (products(block.float(), weight) for block in features.split(ROWS))
-        else:
-            parts = features.project(weight)
-    projected, start = torch.empty(n, dimension or d, device=features.device), 0
-    for part in parts:
+        weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(device)
+    projected, start = torch.empty(sum(map(len, listed)), dimension or d, device=device), 0
+    for part in chain.from_iterable(_projected(each, weight) for each in listed):
         projected[start : start + len(part)] = part
         start += len(part)
     return projected.sub_(projected.mean(0))
+
+
+def _projected(features: torch.Tensor | PatchRows, weight: torch.Tensor | None) -> Iterable[torch.Tensor]:
+    """The rows in parts, times the weight (d, D) if there is one."""
+    if isinstance(features, torch.Tensor):
+        blocks = features.split(ROWS)
+        return blocks if weight is None else (products(block.float(), weight) for block in blocks)
+    return features if weight is None else features.project(weight)
 
 
 def shrinkage(dimension: int, projected: int) -> float:
@@ -116,11 +149,16 @@ def greedy_coreset(
     Raises SettingsError unless 1 <= k <= N, and for a negative seed.
     """
     features, seed = torch.as_tensor(features), whole_number("seed", seed, 0)
+    return _k_center(features, k, _mean_distances(features, start_points, seed), progress)[0]
+
+
+def _mean_distances(features: torch.Tensor, start_points: np.ndarray | None, seed: int) -> torch.Tensor:
+    """(N, D) -> (N,): mean Euclidean distances to the start points, or to ten drawn by seed."""
     if start_points is None:
         start_points = np.random.default_rng(seed).choice(len(features), min(10, len(features)), replace=False)
     starts = features[torch.as_tensor(start_points, device=features.device)]
     exact = "donot_use_mm_for_euclid_dist"  # also the faster one for ten
-    return _k_center(features, k, torch.cdist(features, starts, compute_mode=exact).mean(1), progress)
+    return torch.cdist(features, starts, compute_mode=exact).mean(1)
 
 
 def _matrix_row_norms(features: torch.Tensor) -> torch.Tensor:
@@ -149,20 +187,36 @@ def estimate_seconds(features: torch.Tensor, k: int) -> float:
 
 
 @torch.inference_mode()
-def _k_center(features: torch.Tensor, k: int, distances: torch.Tensor, progress: bool) -> np.ndarray:
-    """Greedy k-center from the given distances (N,): k times the farthest row, then every distance is updated.
+def _k_center(
+    features: torch.Tensor,
+    k: int,
+    distances: torch.Tensor | None,
+    progress: bool,
+    centres: torch.Tensor | None = None,
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Greedy k-center from the given distances (N,), or from centres (M, D) that are there already.
+
+    k times the farthest row, then every distance is updated. Gives the choices and the last squared distances (N,).
 
     The same choices as one row at a time, but many rows in one pass over the data. Of the B + 1 farthest rows, the
     last one's distance bounds all rows outside the first B, and distances only shrink. So as long as the farthest of
     the B is beyond that bound it is the farthest of all, and only the B x B distances among them are needed to go on.
     """
     n = len(features)
-    if not 1 <= k <= n:
+    if centres is None and not 1 <= k <= n:
         raise SettingsError(f"cannot choose {k} of {n} rows: give a number from 1 to {n}")
     norms = features.square().sum(1)
     # the squared distance to the nearest choice c is |x|^2 + 2 min_c(|c|^2 / 2 - x.c); `least` holds that minimum
-    least = (distances.square() - norms) / 2
     chosen, candidates, shells = [], min(FEWEST, CANDIDATES), None
+    if centres is None:
+        least = (distances.square() - norms) / 2
+    else:
+        least = torch.full_like(norms, torch.inf)
+        first, *others = centres.split([min(PIVOTS, len(centres)), *_parts(len(centres) - PIVOTS)])
+        _lower_all(least, features, norms, first)
+        shells = _Shells(features, norms, first)
+        for part in others:
+            shells.lower(least, part)
     desc = f"coreset: {k} of {n} patches, about {estimate_seconds(features, k):.0f} s"
     with tqdm(total=k, desc=desc, leave=False, disable=not progress) as bar:
         while len(chosen) < k:
@@ -171,16 +225,21 @@ def _k_center(features: torch.Tensor, k: int, distances: torch.Tensor, progress:
             rows = rows[:candidates]
             picks = rows[_greedy_within(features[rows], norms[rows], farthest[:candidates], bound, k - len(chosen))]
             if shells is None:
-                _lower_all(least, features, norms, picks)
+                _lower_all(least, features, norms, features[picks])
             else:
-                shells.lower(least, picks)
+                shells.lower(least, features[picks])
             least[picks] = -np.inf
             chosen += picks.tolist()
             if shells is None and len(chosen) >= PIVOTS:
                 shells = _Shells(features, norms, features[chosen])
             candidates = min(CANDIDATES, max(candidates, 8 * len(picks)))
             bar.update(len(picks))
-    return np.array(chosen)
+    return np.array(chosen, dtype=np.int64), norms + 2 * least
+
+
+def _parts(n: int) -> list[int]:
+    """n things in parts of FEWEST at most; none of none."""
+    return [min(FEWEST, n - start) for start in range(0, n, FEWEST)]
 
 
 def _greedy_within(
@@ -200,9 +259,9 @@ def _greedy_within(
     return torch.tensor(picks, device=rows.device)
 
 
-def _lower_all(least: torch.Tensor, features: torch.Tensor, norms: torch.Tensor, picks: torch.Tensor) -> None:
-    """Update `least` of every row for the rows `picks`."""
-    centres, bias = -features[picks], norms[picks] / 2
+def _lower_all(least: torch.Tensor, features: torch.Tensor, norms: torch.Tensor, centres: torch.Tensor) -> None:
+    """Update `least` of every row for the rows `centres`."""
+    centres, bias = -centres, centres.square().sum(1) / 2
     for block, lowest in zip(features.split(BLOCK), least.split(BLOCK), strict=True):
         torch.minimum(lowest, products(block, centres, bias).amin(1), out=lowest)
 
@@ -232,9 +291,9 @@ class _Shells:
         self.radius = radius[self.rows]
         self._memory: dict[str, torch.Tensor] = {}
 
-    def lower(self, least: torch.Tensor, picks: torch.Tensor) -> None:
-        """Update `least` of every row for the rows `picks`."""
-        centres, bias = self.features[picks], self.norms[picks] / 2
+    def lower(self, least: torch.Tensor, centres: torch.Tensor) -> None:
+        """Update `least` of every row for the rows `centres`."""
+        bias = centres.square().sum(1) / 2
         distance = (self.norms + 2 * least).clamp_(min=0).sqrt_()
         reach = (self.radius + distance[self.rows]).amax(1) * (1 + 1e-4)  # a little more, for rounding
         near = torch.cdist(self.pivots, centres)[self.pivot] < reach[:, None]  # (shells, picks)

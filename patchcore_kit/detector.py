@@ -1,36 +1,32 @@
-"""PatchCore: fit on good images, predict scores and anomaly maps, save and load; alone or as an ensemble.
+"""PatchCore: fit on good images, predict scores and anomaly maps, go on learning, save and load.
 
     fit       images -> feature maps -> patch rows -> coreset -> memory bank -> thresholds
-    predict   images -> feature maps -> patch rows -> nearest rows of the bank -> scores and maps -> verdicts
+    predict   images -> feature maps -> patch rows -> nearest rows of the bank -> scores and maps -> verdicts, reasons
 
 Source: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Scores are by default the reference
-implementation's (`scoring="distance"`): squared distances d, the highest patch of an image is its score.
-
-With `scoring="density"` a patch's score is d / (t + 3 mean t), where t tells how far apart good patches lie around its
-nearest row (`memory_bank.spacing`): where they are all alike a small distance counts, where they vary it takes a larger
-one. An image's score is the largest mean of 3x3 neighbouring patches, for a defect is seldom seen by one patch alone.
+implementation's: `scoring.py` has the rules.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy.ndimage
 import scipy.special
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from patchcore_kit import calibration, coreset, memory_bank, reference_format
+from patchcore_kit import calibration, coreset, memory_bank, reasons, reference_format, suspects
+from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, whole_number
 from patchcore_kit.files import user_path, writing
+from patchcore_kit.growth import HeldOut, Reserve
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.images import Frame
 from patchcore_kit.masks import read_mask
@@ -38,6 +34,8 @@ from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
+from patchcore_kit.reasons import Evidence
+from patchcore_kit.scoring import SCORINGS, draw_maps, image_scores, relative
 from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
 
 LOGGER = logging.getLogger(__name__)
@@ -45,10 +43,6 @@ LOGGER = logging.getLogger(__name__)
 Images = Path | str | Frame | Iterable[Sample | Path | str | Frame]
 """Samples, image files, a folder of them, or frames in memory: whatever `datasets.as_samples` takes."""
 
-SCORINGS = ("distance", "density")
-SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
-TYPICAL = 3  # times the mean spacing that is added to each row's: else a part's most uniform places drown the rest
-WINDOW = 3  # patches down and across whose mean makes the score of an image
 CALIBRATED = 100  # training images that thresholds are taken from, spread over all of them
 NOTHING = 1e-6  # times what is usual: distances that are rounding
 
@@ -63,15 +57,19 @@ class PatchCore:
     num_nn: neighbours whose squared distances are averaged to a patch's score.
     scoring: "distance", the reference's, or "density", relative to how far apart good patches lie (see the module).
     alarm_rate: share of good images that may be called anything but good; sets the thresholds.
+    contamination: share of the training images that may be bad themselves; those that stand out, at most so many, are
+        not learnt (see `suspects.py`).
     reweight: number b of neighbours for the paper's Eq. 7, which lowers the score of an image whose nearest row of
         the bank lies in a dense part of it; 0 leaves scores as they are, as the reference does.
     seed: draws the projection and the coreset's start.
     batch_size, workers: images at a time, and threads that read them (None: one per core).
     cache: where images are kept as the network takes them, or None.
 
-    After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`, `category_` (the name of
-    the category that the images are of, "" where they are of none), `calibration_` (scores of good images and the
-    thresholds that follow, None where there can be none), and `transform` knows the bits of the images.
+    After `fit`: `bank_` (a MemoryBank), `grid_` (patches down and across), `train_names_`, `suspects_` (names of images
+    that were not learnt), `category_` (the name of the category that the images are of, "" where they are of none),
+    `calibration_` (scores of good images and the thresholds that follow, None where there can be none), `appearance_`
+    (how they were taken) and `photographs_` (what the network has seen, as JPEGs); `transform` knows their bits. For
+    `extend` a model keeps `reserve_`, `held_out_` and, for density scores, `near_` (see `growth.py`).
     Raises SettingsError for settings that cannot work.
     """
 
@@ -92,6 +90,7 @@ class PatchCore:
         reweight: int = 0,
         scoring: str = "distance",
         alarm_rate: float = 0.05,
+        contamination: float = 0.0,
         search: str = "fast",
         storage: str = "float32",
         bits: int | None = None,
@@ -103,6 +102,7 @@ class PatchCore:
         coreset.check(sampler, percentage, projection)
         memory_bank.check(search, storage)
         calibration.check(alarm_rate)
+        suspects.check(contamination)
         if scoring not in SCORINGS:
             raise SettingsError(f"unknown scoring {scoring!r}: there are {', '.join(SCORINGS)}")
         if reweight and scoring != "distance":
@@ -133,6 +133,7 @@ class PatchCore:
         self.reweight = whole_number("reweight", reweight, 0)
         self.scoring = scoring
         self.alarm_rate = float(alarm_rate)
+        self.contamination = float(contamination)
         self.search = search
         self.storage = storage
         self.bits = self.transform.bits
@@ -161,47 +162,102 @@ class PatchCore:
     def _fit(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
         if not samples:
             raise DataError("no images to embed: the list of samples is empty")
-        self.transform = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
+        self.transform, sizes = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
         notes.tell()
-        rows = PatchRows(self.embedding, self._feature_maps(samples, "embed training images", notes), self.storage)
-        self.train_names_ = tuple(sample.name for sample in samples)
-        kept, spacing = self._select(rows, notes)
-        LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(samples))
-        self.grid_, cells = rows.grid, math.prod(rows.grid)
-        self.category_ = category_of(samples[0])
-        alike, images = len(samples) > 1 and rows.alike(), spread(len(samples), CALIBRATED)
-        bank, rows = rows.at(kept), rows.only(images)  # the other maps' memory is free from here on
-        self.bank_ = self._bank(bank, {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
-        self.calibration_ = None if alike else self._calibrate(rows, images)
-        self._tell_thresholds(len(images), alike, notes)
+        passing = _Passing(keep=True)
+        rows = self._rows(samples, passing, notes)
+        self._forget()
+        self.grid_, self.category_ = rows.grid, category_of(samples[0])
+        alike = len(samples) > 1 and rows.alike()
+        projected = coreset.project(rows, self.projection, self.seed) if self._projects else None
+        good = np.arange(len(samples))
+        if self.contamination:
+            strange = suspects.strangeness(projected, rows.grid, self.contamination, self.seed)
+            good = np.delete(good, suspects.stand_out(strange, self.contamination))
+        if len(good) < len(samples):
+            rows = rows.only(good)
+            projected = projected.unflatten(0, (len(samples), -1))[torch.from_numpy(good)].flatten(0, 1)
+        self._know(samples, good, sizes, passing, notes)
+        kept, uncovered = coreset.select_first(
+            self.sampler, projected, len(rows), self.percentage, seed=self.seed, progress=self.progress
+        )
+        LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(good))
+        spacing = self._spacing_of(projected, kept, rows.shape[1], notes)
+        del projected
+        self._fill(rows, kept, Reserve.farthest(uncovered), spacing)
+        images = spread(len(good), CALIBRATED)
+        self.held_out_ = None if alike else self._hold_out(rows.only(images), images)
+        self.calibration_ = self._calibrate()
+        self._tell_thresholds(alike, notes)
         return self
 
-    def _select(self, rows: PatchRows, notes: Notes) -> tuple[np.ndarray, np.ndarray | None]:
-        """Indices (M,) of the rows to keep, and their spacing (M,) where scores are relative to it."""
-        projected = None
-        if self.scoring == "density" or "greedy" in self.sampler:
-            projected = coreset.project(rows, self.projection, self.seed)
-        kept = coreset.select(
-            rows,
-            self.sampler,
-            self.percentage,
-            projection=self.projection,
-            seed=self.seed,
-            progress=self.progress,
-            projected=projected,
-        )
-        if self.scoring != "density":
-            return kept, None
-        return kept, self._spacing(projected, kept, rows.shape[1], notes)
+    def _forget(self) -> None:
+        """Training images, of a model that has none yet."""
+        self.train_names_ = self.suspects_ = self.photographs_ = ()
+        self.sizes_, self.appearance_, self.near_, self.held_out_ = np.zeros((0, 2), dtype=np.int64), None, None, None
 
-    def _spacing(self, projected: torch.Tensor, kept: np.ndarray, dimension: int, notes: Notes) -> np.ndarray:
-        """(M,) spacing of the rows that are kept, on the scale of rows of `dimension` values."""
-        spacing = memory_bank.spacing(projected, kept, self.seed)
+    @property
+    def _projects(self) -> bool:
+        return self.scoring == "density" or "greedy" in self.sampler or self.contamination > 0
+
+    def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes) -> PatchRows:
+        maps = self._feature_maps(samples, "embed training images", notes, passing)
+        return PatchRows(self.embedding, maps, self.storage)
+
+    def _know(
+        self, samples: Sequence[Sample], good: np.ndarray, sizes: np.ndarray, passing: "_Passing", notes: Notes
+    ) -> None:
+        """Add to what is known of the training images: which were learnt, which were not, and what they look like."""
+        suspected = [samples[i].name for i in np.delete(np.arange(len(samples)), good)]
+        self.train_names_ += tuple(samples[i].name for i in good)
+        self.suspects_ += tuple(suspected)
+        self.photographs_ += tuple(passing.files[i] for i in good)
+        self.sizes_ = np.concatenate([self.sizes_, sizes[good]])
+        new = Appearance(passing.values[good], sizes[good])
+        self.appearance_ = new if self.appearance_ is None else self.appearance_.joined(new)
+        for name in suspected:
+            notes.add(name, "stands out from the training images and is not learnt: look at it", "suspect")
+        notes.tell()
+
+    def _spacing_of(
+        self, projected: torch.Tensor | None, kept: np.ndarray, dimension: int, notes: Notes
+    ) -> np.ndarray | None:
+        """(M,) spacing of the rows that are kept of all patches; None where scores are not relative to it."""
+        if self.scoring != "density":
+            return None
+        bank = projected[torch.from_numpy(kept).to(projected.device)]
+        self.near_ = memory_bank.nearby(bank, projected, self.seed)
+        return self._spacing(bank, projected, dimension, notes)
+
+    def _spacing_after(
+        self, projected: torch.Tensor, old: int, spare: int, chosen: np.ndarray, dimension: int, notes: Notes
+    ) -> np.ndarray | None:
+        """The same after rows have been chosen of the patches behind the old ones: a reserve, and then new ones."""
+        if self.scoring != "density":
+            return None
+        places = torch.from_numpy(np.concatenate([np.arange(old), old + chosen])).to(projected.device)
+        bank = projected[places]
+        nearer = memory_bank.nearby(bank[:old], projected[old + spare :], self.seed, among=False)
+        own = memory_bank.nearby(bank[old:], projected, self.seed)
+        joined = np.sort(np.concatenate([self.near_, nearer], axis=1), axis=1)
+        self.near_ = np.concatenate([joined[:, : own.shape[1]], own])
+        return self._spacing(bank, projected, dimension, notes)
+
+    def _spacing(self, bank: torch.Tensor, projected: torch.Tensor, dimension: int, notes: Notes) -> np.ndarray:
+        """(M,) spacing of the bank's rows (M, d), on the scale of rows of `dimension` values."""
+        spacing = memory_bank.spacing(self.near_, bank, self.seed)
         variance = float(projected.square().sum(1).mean())  # they are centred
         if spacing.mean() <= NOTHING * variance:
             notes.add(self.train_names_[0], "all other training images are the same, so scores are plain distances")
             spacing[:] = variance or 1.0
         return spacing * coreset.shrinkage(dimension, projected.shape[1])
+
+    def _fill(self, rows: PatchRows, kept: np.ndarray, reserve: np.ndarray, spacing: np.ndarray | None) -> None:
+        """The bank of the rows that are kept, and the reserve."""
+        cells, chosen = math.prod(rows.grid), rows.at(np.concatenate([kept, reserve]))
+        bank, spare = chosen.split([len(kept), len(reserve)])
+        self.reserve_ = Reserve(spare.half().cpu().numpy(), reserve // cells, reserve % cells)
+        self.bank_ = self._bank(bank, {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
 
     def _bank(self, rows: torch.Tensor | np.ndarray, arrays: Mapping[str, np.ndarray | None]) -> MemoryBank:
         """A bank of the rows and of what is known of each: `images`, `cells`, `spacing`."""
@@ -215,26 +271,43 @@ class PatchCore:
             spacing=arrays.get("spacing"),
         )
 
-    def _calibrate(self, rows: PatchRows, images: np.ndarray) -> Calibration | None:
-        """Score these training images, each without its own rows of the bank; None if no threshold follows."""
-        others = len(self.bank_) - np.bincount(self.bank_.images, minlength=images.max() + 1)[images]
+    def _hold_out(self, rows: Iterable[torch.Tensor], images: np.ndarray) -> HeldOut | None:
+        """These images' patches, compared with the bank without their own rows; none where it has no others.
+
+        images: (n,) number of each in the bank, -1 of those that gave it nothing.
+        """
         each = (one for batch in rows for one in batch.split(math.prod(self.grid_)))
-        scored = [
-            self._score(one, 1, without=image)
-            for image, one, there in zip(images, each, others, strict=True)
-            if there >= self.num_nn
-        ]
-        scores, peaks = (np.array([one[part].max() for one in scored]) for part in (0, 1))
+        parts = []
+        for image, one in zip(images, each, strict=True):
+            own = None if image < 0 else self.bank_.images == image
+            if own is None or len(own) - own.sum() >= self.num_nn:
+                parts.append(HeldOut.of_image(one, *self.bank_.search(one, self.num_nn, left_out=own)))
+        return HeldOut.joined(parts)
+
+    def _calibrate(self) -> Calibration | None:
+        """The scores of the good images that were held out; None if no threshold follows."""
+        if self.held_out_ is None:
+            return None
+        scores, peaks = [], []
+        for start in range(0, len(self.held_out_), self.batch_size):
+            held = self.held_out_.only(np.arange(start, min(start + self.batch_size, len(self.held_out_))))
+            patches = self._patch_scores(held.distances.mean(axis=2), held.nearest, len(held))
+            strangest = held.distances.mean(axis=2)[np.arange(len(held))[:, None], held.cells].argmax(axis=1)
+            rows = held.rows[np.arange(len(held)), strangest].astype(np.float32)
+            nearest = held.nearest[np.arange(len(held)), held.cells[np.arange(len(held)), strangest]]
+            scores.append(image_scores(patches, self.scoring) * self._factor(rows, nearest))
+            peaks.append(draw_maps(patches, self.transform.size).max(axis=(1, 2)))
+        scores, peaks = np.concatenate(scores), np.concatenate(peaks)
         scores[scores < NOTHING * scores.max(initial=0)] = 0
         found = Calibration(scores, peaks, self.alarm_rate)
         return found if found.look and found.pixel else None
 
-    def _tell_thresholds(self, scored: int, alike: bool, notes: Notes) -> None:
+    def _tell_thresholds(self, alike: bool, notes: Notes) -> None:
         """What the thresholds promise, or why there are none."""
         n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
         name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
         if self.calibration_ is None:
-            why = "there are too few" if scored < calibration.FEWEST else "most are copies of others"
+            why = "there are too few" if min(n, CALIBRATED) < calibration.FEWEST else "most are copies of others"
             why = "they are all the same" if alike else why
             notes.add(name, f"{why}, so there is no threshold for {rate}, and no verdict")
         elif self.calibration_.look.extrapolated:
@@ -244,29 +317,153 @@ class PatchCore:
         if self.calibration_ is not None:
             LOGGER.info("threshold from good images: %s", self.calibration_.look)
 
-    def _score(self, rows: torch.Tensor, count: int, without: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(B*H*W, D) rows of `count` images -> their scores (B,) and maps (B, height, width).
+    def extend(self, images: Images) -> "PatchCore":
+        """Let more good images join the bank, which grows to `percentage` of all patches so far.
 
-        without: a training image whose rows of the bank are left out.
+        Greedy samplers go on where they are, among the new patches and those of the reserve. Thresholds are taken from
+        old and new images, each without its own rows. With `contamination`, of the new images those that the model
+        calls defective, at most such a share of them, are not learnt.
+
+        Raises ModelError before `fit` and for models that do not record where their rows came from, DataError without
+        images or for one that cannot be read.
         """
-        distances, nearest = self.bank_.search(rows, self.num_nn, images=count, without=without)
-        patches, nearest = distances.mean(axis=1), nearest[:, 0]
-        if self.scoring == "density":
-            patches = relative(patches, nearest, self.bank_.spacing)
-        patches = patches.reshape(count, *self.grid_)
-        # bilinear up-sampling and smoothing at once; with torch, for numpy's threads would still spin for a while
-        # afterwards, and slow the network down
-        down, across = (map_operator(n, m) for n, m in zip(self.transform.size, self.grid_, strict=True))
-        return self._image_scores(patches, rows, nearest), (down @ torch.from_numpy(patches) @ across.T).numpy()
+        return self._extend(as_samples(images), Notes())
 
-    def _feature_maps(self, samples: Sequence[Sample], task: str, notes: Notes) -> Iterator[list[torch.Tensor]]:
-        """The feature maps of all images, batch by batch, while threads read the next ones."""
+    @torch.inference_mode()
+    def _extend(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+        if self._fitted().images is None or (self.scoring == "density" and self.near_ is None):
+            raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
+        if not samples:
+            raise DataError("no images to add: the list of samples is empty")
+        _, sizes = look_over(samples, self.transform, notes, learn=False)
+        notes.tell()
+        passing = _Passing(keep=True)
+        rows = self._rows(samples, passing, notes)
+        good = np.arange(len(samples))
+        if self.contamination and self.calibration_:
+            good = np.delete(good, self._unlikely(rows))
+            rows = rows if len(good) == len(samples) else rows.only(good)
+        before, old, cells = len(self.train_names_), self.bank_, math.prod(self.grid_)
+        self._know(samples, good, sizes, passing, notes)
+        if not len(good):
+            return self
+
+        spare, n = self.reserve_, len(self.train_names_)
+        parts = [torch.from_numpy(part).to(rows.device, torch.float32) for part in (old.rows, spare.rows)]
+        projected = coreset.project([*parts, rows], self.projection, self.seed) if self._projects else None
+        there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
+        k = there if self.sampler == "identity" else min(max(0, room), there)
+        chosen, uncovered = coreset.select_more(
+            self.sampler, projected, len(old), there, k, seed=self.seed, progress=self.progress
+        )
+        LOGGER.info("memory bank: %d more patches, from %d more images", len(chosen), len(good))
+        taken = np.concatenate([chosen, Reserve.farthest(uncovered)])
+        new = taken >= len(spare)
+        picked = torch.empty(len(taken), rows.shape[1], device=rows.device)
+        picked[~new], picked[new] = parts[1][taken[~new]], rows.at(taken[new] - len(spare)).float()
+        of = np.concatenate([spare.images, before + np.arange(len(rows)) // cells])[taken]
+        at = np.concatenate([spare.cells, np.arange(len(rows)) % cells])[taken]
+        spacing = self._spacing_after(projected, len(old), len(spare), chosen, rows.shape[1], notes)
+        arrays = {"images": np.concatenate([old.images, of[:k]]), "cells": np.concatenate([old.cells, at[:k]])}
+        self.reserve_ = Reserve(picked[k:].half().cpu().numpy(), of[k:], at[k:])
+        self.bank_ = self._bank(torch.cat([parts[0], picked[:k]]), arrays | {"spacing": spacing})
+
+        share = spread(len(good), max(1, round(CALIBRATED * len(good) / n)))
+        held = [self._hold_out(rows.only(share), before + share)]
+        if self.held_out_:
+            some = spread(len(self.held_out_), CALIBRATED - len(share))
+            held.insert(0, self.held_out_.only(some).closer(self.bank_, len(old)))
+        self.held_out_ = HeldOut.joined([one for one in held if one])
+        self.calibration_ = self._calibrate()
+        self._tell_thresholds(False, notes)
+        return self
+
+    def _unlikely(self, rows: PatchRows) -> np.ndarray:
+        """Ascending numbers of the images that the model calls defective, at most a share `contamination` of them."""
+        found = [self._scored(batch, len(batch) // math.prod(self.grid_))[0] for batch in rows]
+        scores = np.concatenate(found)
+        order = np.argsort(-scores)[: int(self.contamination * len(scores))]
+        return np.sort(order[scores[order] > self.calibration_.defective.value])
+
+    def recalibrate(self, images: Images) -> "PatchCore":
+        """Take the thresholds from these good images, for a new lamp or camera: the bank stays as it is.
+
+        They replace those of training, also in what new photographs are compared with (`Predictions.remarks`).
+        20 images are enough for a rate of 5 %.
+
+        Raises ModelError before `fit`, DataError for fewer images than a threshold takes (3), or for one that cannot be
+        read; then the thresholds stay as they were.
+        """
+        return self._recalibrate(as_samples(images), Notes())
+
+    @torch.inference_mode()
+    def _recalibrate(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+        self._fitted()
+        _, sizes = look_over(samples, self.transform, notes, learn=False)
+        notes.tell()
+        passing = _Passing()
+        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, passing))
+        before = self.held_out_
+        self.held_out_ = self._hold_out(rows, np.full(len(samples), -1))
+        found = self._calibrate()
+        if found is None:
+            self.held_out_ = before
+            raise DataError(
+                f"{len(samples)} images give no threshold: give at least {calibration.FEWEST} good ones that are no "
+                f"training images, better {math.ceil(1 / self.alarm_rate) - 1} for a rate of {self.alarm_rate:.0%}"
+            )
+        self.calibration_, self.appearance_ = found, Appearance(passing.values, sizes)
+        LOGGER.info("threshold from good images: %s", found.look)
+        return self
+
+    def _fitted(self) -> MemoryBank:
+        if not hasattr(self, "bank_"):
+            raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        return self.bank_
+
+    def _scored(self, rows: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(B*h*w, D) rows of `count` images -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
+        distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
+        patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
+        scores = image_scores(patches, self.scoring)
+        if self.reweight:
+            strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
+            test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
+            scores = (self._factor(test, nearest[strangest, 0]) * scores).astype(np.float32)
+        return scores, draw_maps(patches, self.transform.size), patches
+
+    def _patch_scores(self, distances: np.ndarray, nearest: np.ndarray, count: int) -> np.ndarray:
+        """Squared distances and the nearest rows of `count` images' patches -> (B, h, w)."""
+        if self.scoring == "density":
+            distances = relative(distances, nearest, self.bank_.spacing)
+        return distances.reshape(count, *self.grid_)
+
+    def _factor(self, test: np.ndarray, nearest: np.ndarray) -> np.ndarray | float:
+        """(B, D) strangest patch of each image, (B,) its nearest row -> (B,) by what the paper's Eq. 7 weights scores.
+
+        It is 1 - exp(d(m_test, m*)) / sum over m in N_b(m*) of exp(d(m_test, m)), with m_test the patch of the highest
+        score, m* its nearest row and N_b(m*) the b rows nearest to m*, itself among them. It takes Euclidean
+        distances, as the paper does; the score that it scales stays squared. 1 without `reweight`.
+        """
+        if not self.reweight:
+            return 1.0
+        row = self.bank_.rows_at(nearest)
+        _, around = self.bank_.search(torch.from_numpy(row), min(self.reweight, len(self.bank_)))
+        to_row = np.linalg.norm(test - row, axis=1, keepdims=True)
+        to_neighbours = np.linalg.norm(test[:, None] - self.bank_.rows_at(around), axis=2)
+        return 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
+
+    def _feature_maps(
+        self, samples: Sequence[Sample], task: str, notes: Notes, passing: Callable[[np.ndarray], None]
+    ) -> Iterator[list[torch.Tensor]]:
+        """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images."""
         if self.cache:
             read = partial(self.cache.image, transform=self.transform, notes=notes)
         else:
             read = partial(self.transform.image, notes=notes)
         with tqdm(total=len(samples), desc=task, leave=False, disable=not self.progress) as bar:
             for images in read_batches(samples, read, self.batch_size, self.workers):
+                passing(images)
                 yield self.backbone(normalise(images, self.backbone.device))
                 bar.update(len(images))
         notes.tell()
@@ -280,22 +477,27 @@ class PatchCore:
 
     @torch.inference_mode()
     def _predict(self, samples: Sequence[Sample], mask_rule: str, notes: Notes) -> Predictions:
-        if not hasattr(self, "bank_"):
-            raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        self._fitted()
         if not samples:
             raise DataError("no images to score: the list of samples is empty")
         mask_transform = replace(self.transform, mask_rule=mask_rule)
-        look_over(samples, self.transform, notes, learn=False)
+        _, sizes = look_over(samples, self.transform, notes, learn=False)
         for sample in samples if self.category_ else ():
             if category_of(sample) not in ("", self.category_):
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
-        scored = [
-            self._score(rows, len(rows) // math.prod(self.grid_))
-            for rows in self.embedding.each(self._feature_maps(samples, "score images", notes))
-        ]
-        scores, maps = (np.concatenate(parts) for parts in zip(*scored, strict=True))
+        passing, found = _Passing(), []
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes, passing)):
+            scores, maps, patches = self._scored(rows, len(rows) // math.prod(self.grid_))
+            for i, own in enumerate(rows.split(math.prod(self.grid_))):
+                number = sum(len(part[0]) for part in parts) + i
+                if self.calibration_ is None or scores[i] > self.calibration_.look.value:
+                    found += self._places(number, passing.images[i], own, maps[i], patches[i], sizes[number])
+            parts.append((scores, maps))
+        scores, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        remarks = self._remarks(passing.values, sizes, samples, notes)
         return Predictions(
             scores=scores,
             maps=maps,
@@ -307,31 +509,72 @@ class PatchCore:
             unmasked=tuple(sample.name for sample in unmasked),
             calibration=self.calibration_,
             scoring=self.scoring,
+            transform=self.transform,
+            sizes=sizes,
+            remarks=remarks,
+            evidence=self._evidence(found),
         )
 
-    def _image_scores(self, patches: np.ndarray, rows: torch.Tensor, nearest: np.ndarray) -> np.ndarray:
-        """(B, H, W) patch scores -> (B,): the highest, or of relative ones the highest mean of 3x3.
+    def _remarks(self, values: np.ndarray, sizes: np.ndarray, samples: Sequence[Sample], notes: Notes) -> tuple[str]:
+        """What sets each photograph apart from all of training, told once as well."""
+        if self.appearance_ is None:
+            return ("",) * len(samples)
+        remarks = tuple(self.appearance_.remarks(values, sizes))
+        for sample, remark in zip(samples, remarks, strict=True):
+            if remark:
+                notes.add(sample.where, f"{remark}, so its verdict may be wrong", "unlike training")
+        notes.tell()
+        return remarks
 
-        The highest is re-weighted by the paper's Eq. 7 if asked for.
+    def _places(
+        self,
+        number: int,
+        image: np.ndarray,
+        rows: torch.Tensor,
+        anomaly_map: np.ndarray,
+        patches: np.ndarray,
+        size: np.ndarray,
+    ) -> list[tuple]:
+        """The regions of one image above the threshold, as `Evidence` keeps them, one row of its arrays each."""
+        threshold = self.calibration_.pixel.value if self.calibration_ else None
+        found = reasons.find_regions(anomaly_map, patches, threshold)
+        known = self.photographs_ and self.bank_.images is not None
+        k = min(reasons.NEAREST, len(self.bank_)) if known else 0
+        cells = np.array([cell for _, cell in found])
+        distances, nearest = np.empty((len(cells), 0), dtype=np.float32), np.empty((len(cells), 0), dtype=int)
+        if k:
+            distances, nearest = self.bank_.search(rows[torch.from_numpy(cells).to(rows.device)], k)
+        size, pixels, places = tuple(size.tolist()), 1.0, []
+        for whole, side in zip(self.transform.resized(size), size, strict=True):
+            pixels *= side / whole
+        for (region, cell), near, far in zip(found, nearest, distances, strict=True):
+            box, patch = (
+                reasons.in_photograph(each, self.transform, size)
+                for each in (reasons.box_of(region), reasons.cell_box(cell, self.grid_, self.transform.size))
+            )
+            of = [(self.bank_.images[row], self.bank_.cells[row]) for row in near]
+            boxes = (*box, round(region.sum() * pixels), *patch)
+            peak = anomaly_map[region].max()
+            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), of, far))
+        return places
 
-        The factor is 1 - exp(d(m_test, m*)) / sum over m in N_b(m*) of exp(d(m_test, m)), with m_test the patch of
-        the highest score, m* its nearest row and N_b(m*) the b rows nearest to m*, itself among them. It takes
-        Euclidean distances, as the paper does; the score that it scales stays squared.
-        """
-        if self.scoring == "density":
-            return largest_mean(patches)
-        flat = patches.reshape(len(patches), -1)
-        highest = flat.max(axis=1)
-        if not self.reweight:
-            return highest
-        strangest = flat.argmax(axis=1) + np.arange(len(flat)) * flat.shape[1]
-        test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
-        row = self.bank_.rows_at(nearest[strangest])
-        _, around = self.bank_.search(torch.from_numpy(row), min(self.reweight, len(self.bank_)))
-        to_row = np.linalg.norm(test - row, axis=1, keepdims=True)
-        to_neighbours = np.linalg.norm(test[:, None] - self.bank_.rows_at(around), axis=2)
-        factor = 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
-        return (factor * highest).astype(np.float32)
+    def _evidence(self, found: list[tuple]) -> Evidence:
+        k = len(found[0][4]) if found else 0
+        side = reasons.picture_side(self.transform.size, self.grid_)
+        images, boxes, peaks, pictures, near, distances = zip(*found, strict=True) if found else ((),) * 6
+        return Evidence(
+            np.array(images, dtype=np.int64),
+            np.array(boxes, dtype=np.int64).reshape(-1, 9),
+            np.array(peaks, dtype=np.float32),
+            np.array(pictures, dtype=np.uint8).reshape(-1, side, side, 3),
+            np.array(near, dtype=np.int64).reshape(len(found), k, 2),
+            np.array(distances, dtype=np.float32).reshape(len(found), k),
+            self.train_names_,
+            self.sizes_,
+            self.photographs_,
+            self.grid_,
+            self.transform,
+        )
 
     def _masks(
         self, samples: Sequence[Sample], unmasked: Sequence[Sample], transform: Transform, notes: Notes
@@ -366,7 +609,7 @@ class PatchCore:
 
         Raises ModelError before `fit`, ResultsError if the folder cannot be written or holds anything else.
         """
-        _save([self], folder)
+        save_members([self], folder)
 
     def _saved(self, layers_as: type) -> reference_format.SavedModel:
         if not hasattr(self, "bank_"):
@@ -389,6 +632,7 @@ class PatchCore:
             "reweight": self.reweight,
             "scoring": self.scoring,
             "alarm_rate": self.alarm_rate,
+            "contamination": self.contamination,
             "search": self.search,
             "storage": self.storage,
             "precision": self.backbone.precision,
@@ -398,13 +642,15 @@ class PatchCore:
             "weights_seed": self.backbone.seed,
             "weights_fingerprint": self.backbone.fingerprint,
             "training_images": self.train_names_,
+            "suspects": self.suspects_,
             "category": self.category_,
             "bits": self.transform.bits,
         }
-        arrays = {name: getattr(self.bank_, name) for name in reference_format.OF_ROWS}
+        arrays = {name: getattr(self.bank_, name) for name in ("images", "cells", "spacing")} | {"near": self.near_}
         arrays = {name: values for name, values in arrays.items() if values is not None}
-        if self.calibration_ is not None:
-            arrays |= self.calibration_.arrays()
+        for known in (self.calibration_, self.appearance_, self.held_out_, self.reserve_):
+            arrays |= {} if known is None else known.arrays()
+        arrays |= {"training_sizes": self.sizes_} | reasons.bundled(self.photographs_)
         return reference_format.SavedModel(params, self.bank_.rows, extras, arrays)
 
     @classmethod
@@ -472,6 +718,7 @@ class PatchCore:
             reweight=extras.get("reweight", 0),
             scoring=scoring or made_for,
             alarm_rate=extras.get("alarm_rate", 0.05),
+            contamination=extras.get("contamination", 0.0),
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
             bits=bits,
@@ -479,15 +726,26 @@ class PatchCore:
         )
         detector.transform = transform
         detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
-        detector.train_names_ = tuple(extras.get("training_images", ()))
+        detector._forget()
+        detector._remember(saved)
         named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
         detector.category_ = extras.get("category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else "")
         detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
+        detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
         if detector.calibration_ is None:
             LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
         spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector.scoring == "density" else {}
         detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
         return detector
+
+    def _remember(self, saved: reference_format.SavedModel) -> None:
+        """What a model folder says of the training images, as far as it does."""
+        self.train_names_ = tuple(saved.extras.get("training_images", ()))
+        self.suspects_ = tuple(saved.extras.get("suspects", ()))
+        self.appearance_, self.near_ = Appearance.of(saved.arrays), saved.arrays.get("near")
+        self.reserve_ = Reserve.of(saved.arrays, saved.rows.shape[1])
+        if "photographs" in saved.arrays:
+            self.sizes_, self.photographs_ = saved.arrays["training_sizes"], reasons.unbundled(saved.arrays)
 
     def _stored_spacing(self, folder: Path | str, saved: reference_format.SavedModel) -> np.ndarray:
         if "spacing" in saved.arrays:
@@ -499,7 +757,7 @@ class PatchCore:
             )
         rows = torch.from_numpy(saved.rows)
         projected = coreset.project(rows, self.projection, self.seed)
-        return self._spacing(projected, np.arange(len(rows)), rows.shape[1], Notes())
+        return self._spacing_of(projected, np.arange(len(rows)), rows.shape[1], Notes())
 
     def _find_grid(self) -> tuple[int, int]:
         """Run the network once on an empty image of the right size."""
@@ -539,127 +797,8 @@ def _transform(
     return transform
 
 
-class PatchCoreEnsemble:
-    """Several PatchCores, fitted on the same images, whose scores and maps are averaged on one scale.
-
-    Members whose scores are distances are divided by the mean squared distance of their bank's rows to their mean.
-    Where others are among them all are divided by their thresholds from good images: the index is averaged. Both come
-    from training images alone: predictions do not depend on what else is in the test set. With `scaling="test-set"`
-    each member is brought to 0..1 over the test set instead, which is what the reference does; it needs a test set to
-    make sense, and has no thresholds from good images.
-
-    Raises SettingsError without members, for members of different image sizes and for an unknown scaling.
-    """
-
-    SCALINGS = ("bank", "test-set")
-
-    def __init__(self, members: Sequence[PatchCore], *, scaling: str = "bank"):
-        if not members or scaling not in self.SCALINGS:
-            raise SettingsError(
-                f"{len(members)} members and scaling {scaling!r}: give at least one member and one of "
-                f"{', '.join(self.SCALINGS)}"
-            )
-        if len({member.transform.size for member in members}) > 1:
-            raise SettingsError(
-                "the members of an ensemble see images of different sizes: give all the same resize and imagesize"
-            )
-        self.members = tuple(members)
-        self.scaling = scaling
-
-    @property
-    def transform(self) -> Transform:
-        """How the members see images."""
-        return self.members[0].transform
-
-    def fit(self, images: Images) -> "PatchCoreEnsemble":
-        """Fit every member. Raises as `PatchCore.fit`."""
-        samples = as_samples(images)
-        notes = Notes()
-        for member in self.members:
-            member._fit(samples, notes)
-        return self
-
-    def predict(self, images: Images, *, mask_rule: str = "inside") -> Predictions:
-        """Average the members' scores and maps, each on its scale. Raises as `PatchCore.predict`."""
-        samples, notes, scores, maps = as_samples(images), Notes(), 0, 0
-        scales = None if self.scaling == "test-set" else self._scales()
-        for i, member in enumerate(self.members):
-            one = member._predict(samples, mask_rule, notes)
-            of_scores, of_maps = (one.scores, one.maps) if scales is None else scales[i]
-            scores = scores + _scaled(one.scores, of_scores) / len(self.members)
-            maps = maps + _scaled(one.maps, of_maps) / len(self.members)
-        weights = ", ".join(member.backbone.weights for member in self.members)
-        scoring = "distance" if all(member.scoring == "distance" for member in self.members) else "index"
-        known = {"calibration": self._calibration(scales), "scoring": scoring}
-        return replace(one, scores=scores, maps=maps, weights=weights, **known)
-
-    def _scales(self) -> list[tuple[float, float]]:
-        """What each member's scores and maps are divided by."""
-        if all(member.scoring == "distance" for member in self.members):
-            return [(member.bank_.scale, member.bank_.scale) for member in self.members]
-        known = [member.calibration_ for member in self.members]
-        if all(known):
-            return [(one.look.value, one.pixel.value) for one in known]
-        if all(member.scoring == "density" for member in self.members):
-            return [(1.0, 1.0)] * len(known)  # relative, all of them
-        raise SettingsError(
-            "members of different scoring are averaged by their thresholds from good images, and one has none: fit "
-            "them on 3 images at least"
-        )
-
-    def _calibration(self, scales: list[tuple[float, float]] | None) -> Calibration | None:
-        """Of the members' averages on the same images; the peak of an average is at most the average of the peaks."""
-        known = [member.calibration_ for member in self.members]
-        if scales is None or not all(known) or len({(len(one.scores), one.alarm_rate) for one in known}) > 1:
-            return None
-        scores = np.mean([one.scores / scale for one, (scale, _) in zip(known, scales, strict=True)], axis=0)
-        peaks = np.mean([one.peaks / scale for one, (_, scale) in zip(known, scales, strict=True)], axis=0)
-        return Calibration(scores, peaks, known[0].alarm_rate)
-
-    def save(self, folder: Path | str) -> None:
-        """Write all members into one model folder. Raises as `PatchCore.save`."""
-        _save(self.members, folder)
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        weights: str | Path | Sequence[str | Path] | None = None,
-        resize: int | tuple[int, int] | None = None,
-        *,
-        bits: int | None = None,
-        device: str = "cpu",
-        scaling: str = "bank",
-        progress: bool = True,
-    ) -> "PatchCoreEnsemble":
-        """Open an ensemble's folder; weights: for all members, or one for each in order. Raises as `PatchCore.load`."""
-        prefixes = reference_format.prefixes(folder)
-        if isinstance(weights, str | Path):
-            weights = [weights] * len(prefixes)
-        if weights and len(weights) != len(prefixes):
-            raise SettingsError(f"{len(weights)} weights for the {len(prefixes)} members in {folder}: one for each")
-        members = [
-            PatchCore.load(folder, w, resize, bits=bits, device=device, prefix=prefix, progress=progress)
-            for prefix, w in zip(prefixes, weights or [None] * len(prefixes), strict=True)
-        ]
-        return cls(members, scaling=scaling)
-
-
-def load_detector(
-    folder: Path | str,
-    weights: str | Path | Sequence[str | Path] | None = None,
-    resize: int | tuple[int, int] | None = None,
-    *,
-    bits: int | None = None,
-    device: str = "cpu",
-    progress: bool = True,
-) -> PatchCore | PatchCoreEnsemble:
-    """Open a model folder, whether it holds one PatchCore or an ensemble. Raises as `PatchCore.load`."""
-    ensemble = PatchCoreEnsemble.load(folder, weights, resize, bits=bits, device=device, progress=progress)
-    return ensemble.members[0] if len(ensemble.members) == 1 else ensemble
-
-
-def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
+def save_members(members: Sequence[PatchCore], folder: Path | str) -> None:
+    """Write a detector's folder, or an ensemble's."""
     folder = user_path(folder)
     # the reference stores a tuple for one backbone and a list for several
     saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
@@ -670,12 +809,25 @@ def _save(members: Sequence[PatchCore], folder: Path | str) -> None:
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
 
 
-def _scaled(values: np.ndarray, by: float | np.ndarray) -> np.ndarray:
-    """Values over a number, or brought to 0..1 over an array of them."""
-    if isinstance(by, float):
-        return values / np.float32(by)
-    low, high = by.min(), by.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+class _Passing:
+    """What is learnt of images on their way to the network, batch by batch.
+
+    images: those of the last batch. values: (N, 2) of all, see `appearance.measure`. keep: JPEGs of all as well, files.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.keep, self.images, self.files = keep, np.empty(0), []
+        self._values: list[np.ndarray] = []
+
+    def __call__(self, images: np.ndarray) -> None:
+        self.images = images
+        self._values.append(measure(images))
+        if self.keep:
+            self.files += reasons.packed(images)
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.concatenate(self._values)
 
 
 def category_of(sample: Sample) -> str:
@@ -689,25 +841,3 @@ def category_of(sample: Sample) -> str:
 def spread(n: int, most: int) -> np.ndarray:
     """Ascending indices of at most so many of n things, spread evenly over them."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
-
-
-def relative(distances: np.ndarray, nearest: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """(Q,) squared distances, (Q,) the rows that they are to, (M,) the rows' spacing -> (Q,) d / (t + 3 mean t)."""
-    return distances / (spacing[nearest] + TYPICAL * spacing.mean())
-
-
-def largest_mean(patches: np.ndarray) -> np.ndarray:
-    """(B, H, W) patch scores -> (B,): the largest mean of 3x3 neighbours, or of as many as there are."""
-    window = [min(WINDOW, side) for side in patches.shape[1:]]
-    return F.avg_pool2d(torch.from_numpy(patches)[:, None], window, stride=1).amax((1, 2, 3)).numpy()
-
-
-@lru_cache(maxsize=8)
-def map_operator(pixels: int, cells: int) -> torch.Tensor:
-    """(pixels, cells): bilinear up-sampling along one axis, then the Gaussian, as one matrix.
-
-    Both are linear and work on rows and columns alike, so a map is `down @ patches @ across.T`. The borders are those
-    of the reference: torch's half-pixel bilinear and scipy's mirrored edges.
-    """
-    up = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear", align_corners=False)
-    return torch.from_numpy(scipy.ndimage.gaussian_filter1d(up[0].T.numpy(), SMOOTHING, axis=0).astype(np.float32))

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 
 from patchcore_kit.datasets import Category
-from patchcore_kit.detector import PatchCore, PatchCoreEnsemble
+from patchcore_kit.detector import PatchCore
+from patchcore_kit.ensemble import PatchCoreEnsemble
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.metrics import mean_interval

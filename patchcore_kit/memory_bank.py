@@ -106,18 +106,17 @@ class MemoryBank:
         return float(self.rows.var(axis=0, dtype=np.float64).sum()) or 1.0
 
     def search(
-        self, queries: torch.Tensor, k: int = 1, *, images: int = 1, without: int | None = None
+        self, queries: torch.Tensor, k: int = 1, *, images: int = 1, left_out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> squared distances (Q, k), nearest first, and the rows' indices (Q, k).
 
         images: how many the queries are the patches of, equally many each. For the patch of each whose distance, the
             mean of its k, is the largest, the fast search gives the same as the flat one.
-        without: a training image whose rows are left out, as if the bank had not learnt from it. For the strangest
-            patches the fast search is then what it is for all.
+        left_out: (M,) bool, rows that are not looked at, as if the bank did not have them. For the strangest patches
+            the fast search is then what it is for all.
 
         Raises SettingsError if the bank holds fewer than k rows.
         """
-        left_out = None if without is None else self.images == without
         there = len(self) - (0 if left_out is None else int(left_out.sum()))
         if not 1 <= k <= there:
             raise SettingsError(f"cannot search {k} neighbours in a bank of {there} rows: ask for 1 to {there}")
@@ -142,7 +141,7 @@ class MemoryBank:
                 settled[again] = True
             strangest = first + distances.mean(axis=1).reshape(images, -1).argmax(axis=1)
             again = strangest[~settled[strangest]]
-            if not len(again) or without is not None:
+            if not len(again) or left_out is not None:
                 return distances, indices
 
     def _distances(self, queries: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -248,17 +247,24 @@ class _TorchIndex:
         return distances, indices
 
 
-def spacing(patches: torch.Tensor, kept: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, d) all training patches, (M,) indices of the bank's rows -> (M,) how far apart patches lie around each row.
+def nearby(bank: torch.Tensor, patches: torch.Tensor, seed: int = 0, *, among: bool = True) -> np.ndarray:
+    """(M, d) rows of the bank, (N, d) patches -> (M, 9) squared distances to the nearest, or as many as there are.
 
-    That is the mean squared distance of a row to its 9 nearest patches, itself left out (REB's local density: Lyu et
-    al. 2023, arXiv 2308.12577), averaged over the row and its 4 nearest rows of the bank. Neighbours are sought in a
-    few of 400 clusters, around patches drawn by seed: some are missed, which makes it larger by 1 to 5 %.
+    among: the rows are among the patches, and each is not its own neighbour. Neighbours are sought in a few of 400
+    clusters, around patches drawn by seed: some are missed, which makes the distances larger by 1 to 5 %.
     """
-    bank = patches[torch.from_numpy(kept).to(patches.device)]
-    near = _neighbours(bank, patches, NEIGHBOURS + 1, seed)[0]
-    near = near[:, 1:].sum(1) / max(1, near.shape[1] - 1)  # the nearest is the row itself
-    return near[_neighbours(bank, bank, AROUND, seed)[1]].mean(1)
+    near = _neighbours(bank, patches, NEIGHBOURS + among, seed)[0]
+    return near[:, 1:] if among else near
+
+
+def spacing(near: np.ndarray, bank: torch.Tensor, seed: int = 0) -> np.ndarray:
+    """(M, 9) what `nearby` has found around each row of the bank (M, d) -> (M,) how far apart patches lie there.
+
+    That is the mean of a row's squared distances to its 9 nearest patches (REB's local density: Lyu et al. 2023,
+    arXiv 2308.12577), averaged over the row and its 4 nearest rows of the bank.
+    """
+    mean = near.sum(1) / max(1, near.shape[1])
+    return mean[_neighbours(bank, bank, AROUND, seed)[1]].mean(1)
 
 
 def _neighbours(queries: torch.Tensor, rows: torch.Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

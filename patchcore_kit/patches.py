@@ -80,15 +80,16 @@ class PatchEmbedding:
     def each(self, batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
         """The rows of every batch in turn, all in the same memory, for new memory costs as much as the embedding.
 
-        So the rows of one batch are gone with the next. No batch may be larger than the first.
+        So the rows of one batch are gone with the next.
         """
-        memory = None
+        memory = ()
         for maps in batches:
-            if memory is None:
-                rows = memory = self(maps)
+            needed = len(maps[0]) * math.prod(self.grid(maps))
+            if needed > len(memory):
+                memory = self(maps)
+                yield memory
             else:
-                rows = self(maps, out=memory[: len(maps[0]) * math.prod(self.grid(maps))])
-            yield rows
+                yield self(maps, out=memory[:needed])
 
     def project(self, maps: Sequence[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
         """[(B, C, h, w) of each layer], (d, D) -> (B*H*W, d): `self(maps) @ weight.T`, projected before the resize."""

@@ -1,5 +1,6 @@
 """What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,8 @@ from patchcore_kit.calibration import Calibration, Threshold
 from patchcore_kit.errors import ResultsError
 from patchcore_kit.files import UNREADABLE, user_path, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
+from patchcore_kit.reasons import Evidence, Explanation
+from patchcore_kit.transforms import Transform
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
@@ -34,6 +37,10 @@ class Predictions:
     unmasked: names of images that may be defective and have no mask, which is why `masks` is None.
     calibration: what the model knows of good images, from which its own thresholds follow; None where it knows nothing.
     scoring: the model's, "distance" or "density"; "index" of an ensemble in which one is not "distance".
+    transform, sizes: how the images were seen, and the (N, 2) heights and widths of the photographs, which together lay
+        maps onto them (`placed`).
+    remarks: what sets each photograph apart from all training images, "" if nothing does.
+    evidence: what `explain` needs; None of ensembles.
     """
 
     scores: np.ndarray
@@ -46,6 +53,10 @@ class Predictions:
     unmasked: tuple[str, ...] = ()
     calibration: Calibration | None = None
     scoring: str = "distance"
+    transform: Transform | None = None
+    sizes: np.ndarray | None = None
+    remarks: tuple[str, ...] = ()
+    evidence: Evidence | None = None
 
     def __repr__(self) -> str:
         return (
@@ -144,9 +155,53 @@ class Predictions:
 
     def of(self, images: np.ndarray) -> "Predictions":
         """Those of some images: (n,) indices, or (N,) bool."""
-        arrays = {name: getattr(self, name) for name in ("scores", "maps", "labels", "masks")}
+        arrays = {name: getattr(self, name) for name in ("scores", "maps", "labels", "masks", "sizes")}
         arrays = {name: None if values is None else values[images] for name, values in arrays.items()}
-        return replace(self, **arrays, names=tuple(np.array(self.names)[images].tolist()))
+        numbers = np.arange(len(self.scores))[images]
+        texts = {"names": tuple(self.names[i] for i in numbers)}
+        texts["remarks"] = tuple(self.remarks[i] for i in numbers) if self.remarks else ()
+        return replace(self, **arrays, **texts, evidence=self.evidence and self.evidence.of(numbers))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Those of one model on several lists of images, as of all these images together.
+
+        Masks are left out unless all have them. Raises ResultsError without any.
+        """
+        if not parts:
+            raise ResultsError("no predictions to join: the list is empty")
+        names = ("scores", "maps", "labels", "masks", "sizes")
+        arrays = {name: [getattr(part, name) for part in parts] for name in names}
+        known = {
+            name: None if any(values is None for values in listed) else np.concatenate(listed)
+            for name, listed in arrays.items()
+        }
+        texts = {name: sum((getattr(part, name) for part in parts), ()) for name in ("names", "unmasked", "remarks")}
+        evidence = [part.evidence for part in parts]
+        if None not in evidence:
+            known["evidence"] = Evidence.joined(evidence, [len(part.names) for part in parts])
+        return replace(parts[0], **known, **texts)
+
+    def placed(self, i: int) -> np.ndarray:
+        """The i-th map on its photograph: (H, W) of the photograph as it is shown, NaN outside what the network saw.
+
+        Raises ResultsError for predictions that were saved by an earlier version.
+        """
+        if self.transform is None:
+            raise ResultsError("these predictions do not say how large the photographs were: predict again")
+        return self.transform.place(self.maps[i], tuple(self.sizes[i].tolist()))
+
+    def explain(self, i: int) -> Explanation:
+        """Why the i-th image has its verdict: regions above the threshold, and what good patches are most like them.
+
+        Raises ResultsError for predictions of ensembles, and those that were saved by an earlier version.
+        """
+        if self.evidence is None:
+            raise ResultsError("these predictions hold no reasons: predict again, with one model that is no ensemble")
+        i = range(len(self.names))[i]
+        index = None if self.index is None else float(self.index[i])
+        regions = self.evidence.regions(i, self.alarm_threshold_pixel)
+        return Explanation(self.names[i], self.verdicts[i], index, self.remarks[i], regions)
 
     def by_defect(self) -> pd.DataFrame:
         """The metrics of each kind of defect among the good images, without intervals, and its number of images."""
@@ -180,6 +235,8 @@ class Predictions:
             arrays |= self.calibration.arrays()
         if self.masks is not None:
             arrays["masks"] = self.masks
+        if self.evidence is not None:
+            arrays |= self.evidence.arrays() | {"sizes": self.sizes, "remarks": np.array(self.remarks, dtype=str)}
         with writing(user_path(path)) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -191,8 +248,11 @@ class Predictions:
                 names, unmasked = (tuple(file.get(key, np.array(())).tolist()) for key in ("names", "unmasked"))
                 arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
                 about = str(file["mask_rule"]), str(file["weights"])
-                scoring = str(file.get("scoring", "distance"))
-                return cls(*arrays, names, *about, unmasked, Calibration.of(file), scoring)
+                scoring, evidence = str(file.get("scoring", "distance")), Evidence.of_arrays(file)
+                seen = None if evidence is None else evidence.transform
+                remarks = tuple(file.get("remarks", np.array(())).tolist())
+                known = unmasked, Calibration.of(file), scoring, seen, file.get("sizes"), remarks, evidence
+                return cls(*arrays, names, *about, *known)
         except UNREADABLE as error:
             raise ResultsError(
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
@@ -203,6 +263,7 @@ class Predictions:
 
         verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over
             the lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
+        remark: what sets the photograph apart from all training images, where it does for any.
         margin: distance of the score from that one, as a share of it; negative where that verdict is wrong.
         map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
         iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
@@ -216,6 +277,8 @@ class Predictions:
             columns["verdict_f1"] = np.where(self.scores >= self.image_threshold, "defective", "good")
             distance = (self.scores - self.image_threshold) / (self.image_threshold or 1)
             columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
+        if any(self.remarks):
+            columns["remark"] = self.remarks
         columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
         if self.masks is not None:
             columns["mask_area"] = self.masks.mean(axis=(1, 2))

@@ -29,7 +29,7 @@ PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
 EXTRAS_FILE = "patchcore_kit.json"
 ARRAYS_FILE = "patchcore_kit.npz"
-OF_ROWS = ("images", "cells", "spacing")  # arrays with a value for each row
+OF_ROWS = ("images", "cells", "spacing", "near")  # arrays with a value for each row
 
 # the reference's settings, in the order in which it stores them
 PARAMS = {

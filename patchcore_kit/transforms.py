@@ -1,9 +1,10 @@
 """Samples -> network input (B, 3, H, W) and masks (B, H, W): read, resized, cut; and maps back onto photographs."""
 
+import math
 import os
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from patchcore_kit.notes import Notes
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MASK_RULES = ("inside", "nearest")
+SQUEEZED = 0.1  # by which sides may be out of proportion, as a share, without a word
 SHARE_SEEN = 0.7  # of an image; the usual crop of a square leaves 0.77
 
 
@@ -143,14 +145,43 @@ class Transform:
 DEFAULT_TRANSFORM = Transform()
 
 
-def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, learn: bool) -> Transform:
+def whole_resize(
+    samples: Sequence[Sample], side: int = 256, *, multiple: int = 8, longest: int = 1024
+) -> tuple[int, int]:
+    """The `resize` (H, W) that shows whole photographs with their sides in proportion, by what most of them are like.
+
+    side: of the shorter one, in pixels, less where the longer one would exceed `longest`. multiple: that both sides
+    are rounded to, as networks of fixed patches need it. Photographs of other proportions are squeezed, which is told.
+    Raises DataError without images or for one that cannot be read.
+    """
+    if not samples:
+        raise DataError("no images to take the size of: the list of samples is empty")
+    shapes = [tuple(read_header(sample.source, sample.where).size[::-1]) for sample in samples]
+    height, width = Counter(shapes).most_common(1)[0][0]
+    scale = min(side / min(height, width), longest / max(height, width))
+    resize = tuple(max(multiple, round(pixels * scale / multiple) * multiple) for pixels in (height, width))
+    notes = Notes()
+    for sample, (h, w) in zip(samples, shapes, strict=True):
+        if abs(math.log(h * width / (w * height))) > SQUEEZED:
+            notes.add(
+                sample.where, f"is {w}x{h}, most are {width}x{height}: squeezed into their proportions", "squeezed"
+            )
+    notes.tell()
+    return resize
+
+
+def look_over(
+    samples: Sequence[Sample], transform: Transform, notes: Notes, *, learn: bool
+) -> tuple[Transform, np.ndarray]:
     """Note, from the headers of all images and before any work, what of them will not be seen.
 
     learn: whether they are a data set to learn from; then the transform that is returned knows how many bits its
-    images of more than 8 bits have, by the largest value in all of them, if it does not yet.
+    images of more than 8 bits have, by the largest value in all of them, if it does not yet. Also returns the images'
+    (N, 2) heights and widths as they are shown.
     Raises DataError for an image that cannot be read.
     """
     headers = [(sample, read_header(sample.source, sample.where)) for sample in samples]
+    sizes = np.array([header.size[::-1] for _, header in headers], dtype=np.int64).reshape(-1, 2)
     for sample, header in headers:
         if header.pages > 1:
             notes.add(sample.where, f"of its {header.pages} pages the first is read", "pages")
@@ -169,11 +200,11 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
             )
     deep = [(sample, header.bits) for sample, header in headers if header.bits > 8]
     if not deep or transform.bits is not None:
-        return transform
+        return transform, sizes
     if not learn:
         for sample, _ in deep:
             notes.add(sample.where, "has more than 8 bits, but none were learnt from: 65535 is taken as white")
-        return transform
+        return transform, sizes
     largest = _largest_value(deep)
     transform = replace(transform, bits=bits_for(largest))
     if transform.bits != 16:
@@ -182,7 +213,7 @@ def look_over(samples: Sequence[Sample], transform: Transform, notes: Notes, *, 
             f"of {len(deep)} images of more than 8 bits {largest} is the largest value, so {transform.bits} bits are "
             f"assumed and {2**transform.bits - 1} is white: bits=... says it outright",
         )
-    return transform
+    return transform, sizes
 
 
 def _largest_value(deep: Sequence[tuple[Sample, int]]) -> int:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import patchcore_kit as pk
-from patchcore_kit.detector import TYPICAL
+from patchcore_kit.scoring import TYPICAL
 
 SMALL = {"resize": 72, "imagesize": 64, "progress": False}
 

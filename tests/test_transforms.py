@@ -25,7 +25,7 @@ def noted(images, transform, caplog, *, learn=True):
     """What `look_over` tells, and the transform that it returns."""
     caplog.clear()
     notes = Notes()
-    transform = look_over(as_samples(images), transform, notes, learn=learn)
+    transform, _ = look_over(as_samples(images), transform, notes, learn=learn)
     notes.tell()
     return transform, list(caplog.messages)
 

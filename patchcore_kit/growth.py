@@ -1,0 +1,118 @@
+"""What a model keeps beside its bank, so that more images can join it and its thresholds follow.
+
+A `Reserve`: the rows that the bank covers worst, which it may take when it has room for more. And good images that were
+scored as new ones (`HeldOut`): the squared distance of every patch to its nearest rows of the bank, without those that
+the image gave itself, and the features of its strangest patches. Rows that join the bank can only bring patches nearer.
+For the strangest ones that is found out by comparing them with the new rows alone; the others keep their distance,
+which is then at most too large.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from patchcore_kit.memory_bank import MemoryBank
+
+RESERVE = 4096  # rows: 8 MB of 1024 values. On bottle, grown tenfold, the bank then covers all as well as a new one
+STRANGEST = 32  # patches of each image whose features are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Reserve:
+    """The rows (r, D), float16, that lie farthest from the bank, and where they came from: (r,) images and cells."""
+
+    rows: np.ndarray
+    images: np.ndarray
+    cells: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @staticmethod
+    def farthest(uncovered: torch.Tensor | None) -> np.ndarray:
+        """(N,) squared distances to the bank, -inf of its own rows -> indices of the rows to keep; none of None."""
+        if uncovered is None:
+            return np.arange(0)
+        far, indices = uncovered.topk(min(RESERVE, len(uncovered)))
+        return indices[far > 0].cpu().numpy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """How it is stored, by key."""
+        return {"reserve_rows": self.rows, "reserve_images": self.images, "reserve_cells": self.cells}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, np.ndarray], dimension: int) -> "Reserve":
+        """What `arrays` gave; an empty one where nothing is stored."""
+        if "reserve_rows" not in stored:
+            none = np.arange(0)
+            return cls(np.empty((0, dimension), dtype=np.float16), none, none)
+        return cls(*(stored[f"reserve_{name}"] for name in ("rows", "images", "cells")))
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """n good images and their patches.
+
+    distances: (n, h*w, k) float32 squared, to the k nearest rows. nearest: (n, h*w) int64, the nearest row's number.
+    cells: (n, s) the strangest patches. rows: (n, s, D) float16, their features.
+    """
+
+    distances: np.ndarray
+    nearest: np.ndarray
+    cells: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.distances)
+
+    @classmethod
+    def of_image(cls, rows: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> "HeldOut":
+        """(h*w, D) patches of one image, (h*w, k) their distances to rows that are not its own, and these (h*w, k)."""
+        cells = np.argsort(-distances.mean(axis=1))[:STRANGEST]
+        kept = rows[torch.from_numpy(cells).to(rows.device)].half().cpu().numpy()
+        return cls(distances[None], nearest[None, :, 0], cells[None], kept[None])
+
+    @classmethod
+    def joined(cls, parts: "list[HeldOut]") -> "HeldOut | None":
+        """Those of several; None of none."""
+        return cls(*(np.concatenate(arrays) for arrays in zip(*map(cls._parts, parts), strict=True))) if parts else None
+
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        return self.distances, self.nearest, self.cells, self.rows
+
+    def only(self, images: np.ndarray) -> "HeldOut":
+        """Those of some images, (m,) indices."""
+        return HeldOut(*(part[images] for part in self._parts()))
+
+    def closer(self, bank: MemoryBank, before: int) -> "HeldOut":
+        """After rows have joined the bank, from number `before` on, none of which came from these images."""
+        n, s, d = self.rows.shape
+        k = self.distances.shape[2]
+        there = np.arange(len(bank)) < before
+        if len(bank) - before < k:
+            return self
+        queries = torch.from_numpy(self.rows.reshape(-1, d).astype(np.float32))
+        distances, nearest = bank.search(queries, k, left_out=there)
+        distances, nearest = distances.reshape(n, s, k), nearest.reshape(n, s, k)
+        old = np.take_along_axis(self.distances, self.cells[..., None], axis=1)
+        first = np.take_along_axis(self.nearest, self.cells, axis=1)
+        first = np.where(distances[..., 0] < old[..., 0], nearest[..., 0], first)
+        merged = np.sort(np.concatenate([old, distances], axis=2), axis=2)[..., :k]
+        all_distances, all_nearest = self.distances.copy(), self.nearest.copy()
+        np.put_along_axis(all_distances, self.cells[..., None], merged, axis=1)
+        np.put_along_axis(all_nearest, self.cells, first, axis=1)
+        return HeldOut(all_distances, all_nearest, self.cells, self.rows)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """How it is stored, by key."""
+        return {f"held_out_{name}": values for name, values in zip(NAMES, self._parts(), strict=True)}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, np.ndarray]) -> "HeldOut | None":
+        """What `arrays` gave; None where nothing is stored."""
+        return cls(*(stored[f"held_out_{name}"] for name in NAMES)) if "held_out_rows" in stored else None
+
+
+NAMES = ("distances", "nearest", "cells", "rows")
