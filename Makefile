@@ -9,7 +9,7 @@ export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help workshop lab test test-notebooks-full test-docker sample-data lint benchmark lock clean
+.PHONY: help workshop lab test test-notebooks-full test-install test-docker sample-data lint benchmark lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: .venv/ready ## set up and run the tests
 
 test-notebooks-full: .venv/ready ## run every notebook at full size, each one first (10 minutes and more)
 	$(RUN) -m pytest -m full tests/test_notebooks.py
+
+test-install: .venv/ready ## install the library as others would, with all it needs, and try it (3 minutes, 6 GB)
+	$(RUN) -m pytest -m full tests/test_package.py
 
 test-docker: .venv/ready ## build the container and test it; needs a Docker engine
 	$(RUN) -m pytest -m docker tests/test_docker.py
@@ -47,7 +50,7 @@ lock: .pipenv/ready ## rewrite Pipfile.lock from the Pipfile
 	PATH="$(CURDIR)/.pipenv/bin:$$PATH" $(PYTHON) tools/lock.py
 
 clean: ## remove the environment; data, models and results stay
-	rm -rf .venv .pipenv *.egg-info
+	rm -rf .venv .pipenv build *.egg-info
 
 .pipenv/ready:
 	$(PYTHON) -m venv .pipenv

@@ -16,8 +16,12 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZip
 
 
 def work_folder() -> Path:
-    """Where data, weights, models and results lie: `$PATCHCORE_WORK`, else the folder that holds `utils.py`."""
-    return user_path(os.environ.get("PATCHCORE_WORK") or Path(__file__).resolve().parent.parent)
+    """Where data, weights, models and results lie: `$PATCHCORE_WORK`, else the checkout, else the current folder."""
+    if os.environ.get("PATCHCORE_WORK"):
+        return user_path(os.environ["PATCHCORE_WORK"])
+    around = Path(__file__).resolve().parent.parent
+    # installed, the kit lies among other packages, which is no place to write to; bin comes with the checkout only
+    return around if (around / "bin" / "run_patchcore.py").is_file() else Path.cwd()
 
 
 def user_path(path: Path | str) -> Path:

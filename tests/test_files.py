@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 import patchcore_kit as pk
+from patchcore_kit import files
 from patchcore_kit.files import writing
 
 
@@ -42,3 +45,20 @@ def test_what_was_there_stays_if_it_cannot_be_replaced(tmp_path):
     with pytest.raises(pk.ResultsError, match=r"cannot write .*folder"), writing(tmp_path / "folder"):
         pass  # nothing was made to take its place
     assert names(tmp_path) == ["before", "folder"]
+
+
+def test_the_work_folder_is_the_checkout_and_never_where_packages_are_installed(tmp_path, monkeypatch):
+    monkeypatch.delenv("PATCHCORE_WORK", raising=False)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert pk.work_folder() == Path(__file__).resolve().parents[1]
+
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "patchcore_kit" / "files.py"))
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "utils.py").touch()  # somebody else's
+    assert pk.work_folder() == here
+    assert pk.ImageCache().folder == here / ".cache" / "images"
+
+    monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path / "named"))
+    assert pk.work_folder() == tmp_path / "named"
