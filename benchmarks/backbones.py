@@ -1,9 +1,11 @@
 """The starter beside ResNet-18 and beside a random network of its own shape: how good, how fast, how large.
 
     python benchmarks/backbones.py --data data/sample --data data/mvtec_anomaly_detection
+    python benchmarks/backbones.py --time dinov2_small:blocks.5,blocks.8 --time dinov3_convnext_tiny:stages.1,stages.2
 
 AUROCs are those of PatchCore with a 10 % coreset at 224x224, means over the categories of each folder. Milliseconds are
-of the bare network, medians of passes taken in turn. All in one run: compare them with each other.
+of the bare network, medians of passes taken in turn. All in one run: compare them with each other. With --time there
+are milliseconds alone, for which random weights do.
 """
 
 import time
@@ -52,7 +54,18 @@ def aurocs(network: pk.Backbone, folder: Path, resize: int | tuple[int, int]) ->
 @click.option("--backbone", default="resnet18", show_default=True, help="What the starter is compared with.")
 @click.option("--seed", default=0, show_default=True, help="Of the random network.")
 @click.option("--repeat", default=30, show_default=True, help="Passes that are timed.")
-def main(data: tuple[Path, ...], whole: tuple[Path, ...], backbone: str, seed: int, repeat: int) -> None:
+@click.option("--time", "timed", multiple=True, metavar="NAME:LAYER,...", help="Only time these beside the starter.")
+def main(
+    data: tuple[Path, ...], whole: tuple[Path, ...], backbone: str, seed: int, repeat: int, timed: tuple[str, ...]
+) -> None:
+    if timed:
+        networks = {"starter": pk.load_backbone("starter"), backbone: pk.load_backbone(backbone, weights="random")}
+        for name, _, layers in (one.partition(":") for one in timed):
+            networks[name] = pk.load_backbone(name, tuple(layers.split(",")), weights="random")
+        times = {column: milliseconds(networks, batch, repeat) for column, batch in BATCHES.items()}
+        click.echo(pd.DataFrame(times).T.to_string(float_format="{:.1f}".format))
+        click.echo(f"\n{torch.get_num_threads()} threads")
+        return
     other = resolve(backbone)
     networks = {
         "starter": pk.load_backbone("starter"),

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import logging
 import math
+import re
 import sys
 import time
 import zlib
@@ -40,7 +41,9 @@ def _build(source: Source, seed: int) -> nn.Module:
             return torchvision.models.get_model(source.architecture, weights=None, **options).eval()
         import timm
 
-        return timm.create_model(source.architecture, num_classes=0).eval()
+        # DINO's transformers were made for more than one size: their position embedding is resampled to the image's
+        options = {"dynamic_img_size": True} if re.match("vit_.*dino", source.architecture) else {}
+        return timm.create_model(source.architecture, num_classes=0, **options).eval()
 
 
 class _Tracer(fx.Tracer):
@@ -64,6 +67,19 @@ class _Tracer(fx.Tracer):
         return result
 
 
+def _usual_layers(network: nn.Module) -> tuple[str, ...]:
+    """The two layers to begin with, as far as timm describes the network; none for others.
+
+    They are of an eighth and a sixteenth of the image's size, as a ResNet's layer2 and layer3. A transformer's are all
+    of one size: the one halfway, and the one at three quarters.
+    """
+    stages = getattr(network, "feature_info", [])
+    last = {stage["reduction"]: stage["module"] for stage in stages}
+    if len(last) == 1:
+        return tuple(stages[len(stages) * quarters // 4 - 1]["module"] for quarters in (2, 3))
+    return (last[8], last[16]) if {8, 16} <= last.keys() else ()
+
+
 def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModule:
     """The part of a network that the layers need, sharing its weights: images -> the layers' outputs in order."""
     modules = dict(network.named_modules())
@@ -71,11 +87,9 @@ def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModu
         if not layer or layer not in modules:
             top = [child for child, _ in network.named_children()]
             close = difflib.get_close_matches(layer, modules, n=5)
-            raise SettingsError(
-                f"{name} has no layer {layer!r}: choose "
-                + (f"{' or '.join(close)}, or " if close else "")
-                + f"from {', '.join(top)}"
-            )
+            usual = [one for one in _usual_layers(network) if one in modules]
+            choices = [" and ".join(usual), " or ".join(close), f"from {', '.join(top)}"]
+            raise SettingsError(f"{name} has no layer {layer!r}: choose {', or '.join(filter(None, choices))}")
     tracer = _Tracer(network)
     _, *options = inspect.signature(network.forward).parameters.values()
     defaults = {option.name: option.default for option in options if option.default is not option.empty}
@@ -168,6 +182,7 @@ class Backbone:
         device: torch.device,
         precision: str,
         size: tuple[int, int],
+        patch: tuple[int, int] | None,
         prefix_tokens: int,
     ) -> None:
         self.name, self.layers, self.weights, self.seed, self.device = name, layers, weights, seed, device
@@ -176,6 +191,7 @@ class Backbone:
         folded = fuse(network.eval().requires_grad_(False), inplace=True, no_trace=True)
         self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), torch.channels_last)
         self._size = size  # (H, W) that the network was made for
+        self._patch = patch  # (H, W) whose multiples it takes, if that is the rule
         try:
             shapes = self._shapes(size)
         except Exception as error:
@@ -230,14 +246,23 @@ class Backbone:
                     self._shapes((height, width))
                 except Exception:
                     raise SettingsError(
-                        f"{self.name} does not take images of {height}x{width} pixels: it was "
-                        f"made for {self._size[0]}x{self._size[1]}"
+                        f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
                     ) from error
                 raise  # not the size's fault: out of memory, for one
             return [
                 self._as_map(output.float(), form, height, width)
                 for output, form in zip(outputs, self._formats, strict=True)
             ]
+
+    def _advice(self, height: int, width: int) -> str:
+        """What to choose instead of a size that the network does not take."""
+        if self._patch is None:
+            return f"it was made for {self._size[0]}x{self._size[1]}"
+        down, across = (
+            " or ".join(str(near) for near in sorted({side // of * of, -(-side // of) * of}) if near)
+            for side, of in zip((height, width), self._patch, strict=True)
+        )
+        return f"choose a height of {down} and a width of {across}, whole patches of {self._patch[0]}x{self._patch[1]}"
 
     def _as_map(self, output: Tensor, form: str | int, height: int, width: int) -> Tensor:
         if form == "NCHW":
@@ -288,7 +313,8 @@ def load_backbone(
 
     name: "starter", whose weights come with the kit (see `starter.py`); another of `backbone_names()`; a torchvision
         classification network; or a timm model, with or without tag
-    layers: names of modules (`layer2`, `layer2.1`, `features.denseblock1`, `blocks.2`), in any order
+    layers: names of modules (`layer2`, `layer2.1`, `features.denseblock1`, `blocks.2`), in any order; the default is a
+        ResNet's, and other networks say what to choose
     weights: None looks in `$PATCHCORE_WEIGHTS` (else `weights/` in the work folder), then in the caches of torch
         and Hugging Face, then downloads; or a file, which may stop after the last used layer; or "random", drawn
         by `seed`
@@ -322,6 +348,7 @@ def load_backbone(
     LOGGER.info("%s with the weights %s", name, origin if path is None else path)
     # timm's networks say these two; torchvision's are all made for 224x224
     size = network.pretrained_cfg["input_size"][1:] if hasattr(network, "pretrained_cfg") else (224, 224)
+    patch = network.patch_embed.patch_size if getattr(network, "dynamic_img_size", False) else None
     prefix_tokens = getattr(network, "num_prefix_tokens", int(hasattr(network, "class_token")))
     return Backbone(
         cut,
@@ -332,5 +359,6 @@ def load_backbone(
         device=place,
         precision=precision,
         size=tuple(size),
+        patch=patch,
         prefix_tokens=prefix_tokens,
     )

@@ -72,13 +72,29 @@ _REFERENCE_NAMES = MappingProxyType(
         "efficientnet_b3a": "timm:efficientnet_b3.ra2_in1k",
     }
 )
+# Short names of the kit's own. DINOv2 is that without registers, which AnomalyDINO takes.
+_DINO_NAMES = MappingProxyType(
+    {
+        "dinov2_small": "timm:vit_small_patch14_dinov2.lvd142m",
+        "dinov2_base": "timm:vit_base_patch14_dinov2.lvd142m",
+        "dinov2_large": "timm:vit_large_patch14_dinov2.lvd142m",
+        "dinov3_small": "timm:vit_small_patch16_dinov3.lvd1689m",
+        "dinov3_base": "timm:vit_base_patch16_dinov3.lvd1689m",
+        "dinov3_large": "timm:vit_large_patch16_dinov3.lvd1689m",
+        "dinov3_convnext_tiny": "timm:convnext_tiny.dinov3_lvd1689m",
+    }
+)
+_NAMES = MappingProxyType({**_REFERENCE_NAMES, **_DINO_NAMES})
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _STARTER = Path(__file__).with_name("starter.safetensors")  # comes with the package
 
 
 def backbone_names() -> tuple[str, ...]:
-    """`starter` and the reference implementation's 41 names; every torchvision and timm name works as well."""
-    return (_STARTER.stem, *_REFERENCE_NAMES)
+    """`starter`, the reference implementation's 41 names, then the kit's own for DINOv2 and DINOv3.
+
+    Every torchvision and timm name works as well.
+    """
+    return (_STARTER.stem, *_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +128,19 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """What a name stands for: the kit's own, one of the reference's, torchvision's or timm's, in this order.
+    """What a name stands for: the kit's starter, one of the short names, torchvision's or timm's, in this order.
 
     Raises SettingsError for an unknown name, WeightsError for one whose network nobody publishes any more.
     """
     if name == _STARTER.stem:
         return Source(name, "patchcore_kit", name, origin=name)
-    if _REFERENCE_NAMES.get(name) == "":
+    if _NAMES.get(name) == "":
         raise WeightsError(
             f"the network and the weights of {name!r} are no longer published: choose another "
             "backbone, such as 'wideresnet50'"
         )
     torchvision_names = torchvision.models.list_models(module=torchvision.models)  # classification only
-    library, _, architecture = _REFERENCE_NAMES.get(
+    library, _, architecture = _NAMES.get(
         name, f"torchvision:{name}" if name in torchvision_names else f"timm:{name}"
     ).partition(":")
     if library == "torchvision":
@@ -137,7 +153,11 @@ def resolve(name: str) -> Source:
 
     timm_names = timm.list_models()
     if architecture not in timm_names and architecture not in timm.list_models(include_tags=True):
-        close = difflib.get_close_matches(name, [*_REFERENCE_NAMES, *torchvision_names, *timm_names], n=5)
+        if name in _NAMES:
+            raise SettingsError(
+                f"{name!r} is {architecture}, which timm {timm.__version__} does not have: install a newer one"
+            )
+        close = difflib.get_close_matches(name, [*_NAMES, *torchvision_names, *timm_names], n=5)
         raise SettingsError(
             f"no backbone is called {name!r}: "
             + (

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+import patchcore_kit as pk
 from patchcore_kit import backbones, weights
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.errors import SettingsError, WeightsError
@@ -204,6 +206,179 @@ def test_what_is_not_a_batch_of_images(images: torch.Tensor) -> None:
         load_layer1(weights="random")(images)
 
 
+# --- DINOv2 and DINOv3 ------------------------------------------------------------------------------------------
+
+DINO = {  # name: a square size and two more, in whole patches
+    "vit_small_patch14_dinov2.lvd142m": [(518, 518), (224, 224), (154, 294)],
+    "vit_small_patch14_reg4_dinov2.lvd142m": [(224, 224), (154, 294), (294, 154)],
+    "vit_small_patch16_dinov3.lvd1689m": [(256, 256), (224, 224), (160, 288)],
+    "convnext_tiny.dinov3_lvd1689m": [(224, 224), (256, 256), (160, 288)],
+}
+
+
+def dino(name: str, folder: Path, **options: object) -> tuple[torch.nn.Module, Path]:
+    """timm's network and a file of its weights, whose blocks add more than the 1e-5 with which training began."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = timm.create_model(name, num_classes=0, **options).eval()
+    for parameter, values in network.named_parameters():
+        if "gamma" in parameter:
+            values.data.fill_(1)
+    torch.save(network.state_dict(), folder / "dino.pth")
+    return network, folder / "dino.pth"
+
+
+def timms_maps(network: torch.nn.Module, images: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return network.forward_intermediates(
+            images, indices, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+@pytest.mark.parametrize("name", DINO)
+def test_dinos_maps_are_timms_at_every_size(name: str, tmp_path: Path) -> None:
+    stages, options = ("stages", {}) if name.startswith("convnext") else ("blocks", {"dynamic_img_size": True})
+    network, path = dino(name, tmp_path, **options)
+    backbone = load_backbone(name, (f"{stages}.2", f"{stages}.0"), path)  # in any order
+    assert not any(re.match(rf"{stages}\.[3-9]", key) for key in backbone._network.state_dict())
+    for size in DINO[name]:
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        last, first = backbone(images)
+        expected = timms_maps(network, images, [0, 2])
+        assert (last - first).std() > 0.1 if stages == "blocks" else last.shape[1] == 4 * first.shape[1]
+        for output, wanted in zip((first, last), expected, strict=True):
+            assert output.shape == wanted.shape and torch.allclose(output, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_dinov2_at_its_own_size_is_as_it_was(tmp_path: Path) -> None:
+    name = "vit_small_patch14_dinov2.lvd142m"
+    network, path = dino(name, tmp_path)  # made for 518x518 alone
+    images = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    (output,) = load_backbone(name, ("blocks.1",), path)(images)
+    assert torch.allclose(output, timms_maps(network, images, [1])[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(AssertionError, match="doesn't match"):
+        timms_maps(network, images[..., :224, :224], [1])
+
+
+@pytest.mark.parametrize(("name", "patch"), [("dinov2_small", 14), ("dinov3_small", 16)])
+def test_each_cell_of_a_dino_map_is_its_patch(name: str, patch: int) -> None:
+    backbone = load_backbone(name, ("blocks.0", "patch_embed"), weights="random")
+    images = torch.zeros(1, 3, 4 * patch, 7 * patch)
+    before = backbone(images)
+    images[0, :, patch : 2 * patch, 5 * patch : 6 * patch] = 1
+    changes = [(a - b).abs().sum(1)[0] for a, b in zip(backbone(images), before, strict=True)]
+    for change in changes:
+        assert change.shape == (4, 7) and divmod(int(change.argmax()), 7) == (1, 5)
+    assert int((changes[1] > 0).sum()) == 1  # only there, before the patches look at each other
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "advice"),
+    [
+        ("dinov2_small", (250, 150), "a height of 238 or 252 and a width of 140 or 154, whole patches of 14x14"),
+        ("dinov2_small", (252, 256), "a height of 252 and a width of 252 or 266,"),
+        ("dinov3_small", (250, 160), "a height of 240 or 256 and a width of 160, whole patches of 16x16"),
+        ("dinov3_small", (10, 160), "a height of 16 and a width of 160,"),
+    ],
+)
+def test_sizes_that_are_no_whole_patches(name: str, size: tuple[int, int], advice: str) -> None:
+    backbone = load_backbone(name, ("blocks.0",), weights="random")
+    with pytest.raises(SettingsError, match=rf"{name} does not take .* {size[0]}x{size[1]} pixels: choose {advice}"):
+        backbone(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("dinov2_small", "blocks.5 and blocks.8"),
+        ("dinov3_small", "blocks.5 and blocks.8"),
+        ("dinov3_convnext_tiny", "stages.1 and stages.2"),
+        ("mnasnet_a1", "blocks.2 and blocks.4"),
+    ],
+)
+def test_a_resnets_layers_are_not_everyones(name: str, layers: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} has no layer 'layer2': choose {layers}, or from"):
+        load_backbone(name, weights="random")
+
+
+def test_layers_to_begin_with_in_a_deeper_network() -> None:
+    network = torch.nn.Module()
+    network.feature_info = [{"module": f"blocks.{i}", "reduction": 14} for i in range(24)]
+    assert backbones._usual_layers(network) == ("blocks.11", "blocks.17")
+
+
+def test_weights_as_dinos_makers_published_them(tmp_path: Path) -> None:
+    def save(tensors: dict[str, torch.Tensor]) -> Path:
+        torch.save(tensors, tmp_path / "original.pth")
+        return tmp_path / "original.pth"
+
+    images = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    name, layers = "vit_small_patch14_reg4_dinov2", ("blocks.1",)
+    network, path = dino(name, tmp_path)
+    tensors = network.state_dict()
+    position = tensors.pop("pos_embed")
+    original = {
+        **tensors,
+        "mask_token": torch.zeros(1, 384),
+        "register_tokens": tensors.pop("reg_token"),
+        "cls_token": tensors.pop("cls_token") - 2,
+        "pos_embed": torch.cat([torch.full((1, 1, 384), 2.0), position], 1),
+    }
+    outputs = [load_backbone(name, layers, file)(images)[0] for file in (path, save(original))]
+    assert torch.allclose(*outputs, atol=1e-5)
+
+    name = "vit_small_patch16_dinov3"
+    network, path = dino(name, tmp_path)
+    new = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    original = {re.sub("|".join(new), lambda m: new[m[0]], key): value for key, value in network.state_dict().items()}
+    original |= {f"blocks.{i}.attn.qkv.bias": torch.zeros(3 * 384) for i in range(12)}
+    original |= {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.zeros(16)}
+    outputs = [load_backbone(name, layers, file)(images)[0] for file in (path, save(original))]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("name", "size"), [("dinov2_small", (112, 168)), ("dinov3_small", (112, 176))])
+def test_a_dino_in_bfloat16_and_in_another_process(name: str, size: tuple[int, int]) -> None:
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    exact, half = (
+        load_backbone(name, ("blocks.1",), weights="random", precision=precision) for precision in backbones.PRECISIONS
+    )
+    assert exact.fingerprint == half.fingerprint
+    (wanted,) = exact(images)
+    assert 1e-5 < (half(images)[0] - wanted).norm() / wanted.norm() < 0.02
+    copy = pickle.loads(pickle.dumps(exact))
+    assert torch.equal(copy(images)[0], wanted)
+    other = images.transpose(2, 3)
+    assert torch.equal(copy(other)[0], exact(other)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "resize", "grid"),
+    [
+        ("dinov2_small", ("blocks.1", "blocks.2"), (252, 252), (18, 18)),
+        ("dinov3_small", ("blocks.1", "blocks.2"), (96, 160), (6, 10)),
+        ("dinov3_convnext_tiny", ("stages.1", "stages.2"), (96, 160), (12, 20)),
+    ],
+)
+def test_patchcore_on_a_dino(
+    name: str,
+    layers: tuple[str, ...],
+    resize: tuple[int, int],
+    grid: tuple[int, int],
+    sample_root: Path,
+    tmp_path: Path,
+) -> None:
+    category = pk.load_category(sample_root, "pill")
+    backbone = load_backbone(name, layers, weights="random")
+    detector = pk.PatchCore(backbone, resize=resize, progress=False).fit(category.train[:4])
+    expected = detector.predict(category.test[:3])
+    assert detector.grid_ == grid and expected.maps.shape == (3, *resize)
+    detector.save(tmp_path / "model")
+    loaded = pk.PatchCore.load(tmp_path / "model", progress=False)
+    again = loaded.predict(category.test[:3])
+    assert (again.scores == expected.scores).all() and (again.maps == expected.maps).all()
+
+
 # --- random weights ---------------------------------------------------------------------------------------------
 
 
@@ -242,10 +417,9 @@ def test_a_gpu_gives_the_same_fingerprint_and_maps(images: torch.Tensor) -> None
 
 
 def test_every_reference_name_stands_for_a_network() -> None:
-    import timm
-
     starter, *names = backbone_names()
-    assert starter == "starter" and len(names) == 41
+    names, dinos = names[:41], names[41:]
+    assert starter == "starter" and names[0] == "alexnet" and names[-1] == "efficientnet_b3a"
     published = set(timm.list_pretrained())
     for name in names:
         if name == "bninception":
@@ -259,6 +433,11 @@ def test_every_reference_name_stands_for_a_network() -> None:
         elif name != "resnet200":
             assert source.architecture in published
             assert source.hub == source.origin == f"timm/{source.architecture}"
+    assert len(dinos) == 7
+    for name in dinos:
+        source = weights.resolve(name)
+        assert name.startswith("dino") and source.architecture in published
+        assert source.hub == f"timm/{source.architecture}"
 
 
 def test_resnet200_was_never_published() -> None:
@@ -278,6 +457,12 @@ def test_unknown_names(name: str) -> None:
         load_backbone(name)
     with pytest.raises(SettingsError, match=r"did you mean .*wide_resnet50_2"):
         load_backbone("wide_resnet50")
+
+
+def test_a_name_that_is_newer_than_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "list_models", lambda **_: ["resnet18"])
+    with pytest.raises(SettingsError, match=r"'dinov3_small' is vit_small_patch16_dinov3\S+, which timm \S+ does not"):
+        load_backbone("dinov3_small")
 
 
 @pytest.mark.parametrize(
@@ -385,6 +570,8 @@ def test_hugging_face_cache(tensors: dict[str, torch.Tensor], tmp_path: Path) ->
     [
         ("wideresnet50", "wide_resnet50_2-95faca4d.pth", "download.pytorch.org"),
         ("vit_deit_base", "deit_base_patch16_224.fb_in1k.safetensors", "huggingface.co"),
+        ("dinov2_small", "vit_small_patch14_dinov2.lvd142m.safetensors", "huggingface.co"),
+        ("dinov3_base", "vit_base_patch16_dinov3.lvd1689m.safetensors", "huggingface.co"),
     ],
 )
 def test_without_a_network_the_error_comes_at_once(
