@@ -24,7 +24,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from patchcore_kit import coreset
 from patchcore_kit.detector import CALIBRATED, spread
-from patchcore_kit.memory_bank import spacing
+from patchcore_kit.memory_bank import nearby, spacing
 from patchcore_kit.metrics import pixel_metrics
 from patchcore_kit.patches import PatchRows
 from patchcore_kit.transforms import normalise, read_batches
@@ -78,8 +78,9 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
     times["coreset, plain loop"] = seconds(repeat, lambda: plain_loop(projected, PLAIN_STEPS)) * len(kept) / PLAIN_STEPS
     times["all"] = seconds(repeat, lambda: detector.fit(samples))
     images = spread(len(samples), CALIBRATED)
-    times["thresholds"] = seconds(repeat, lambda: detector._calibrate(rows.only(images), images))
-    times["spacing, for density scores"] = seconds(repeat, lambda: spacing(projected, kept))
+    times["thresholds"] = seconds(repeat, lambda: calibrate(detector, rows.only(images), images))
+    near = projected[torch.from_numpy(kept)]
+    times["spacing, for density scores"] = seconds(repeat, lambda: spacing(nearby(near, projected), near))
     return times
 
 

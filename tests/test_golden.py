@@ -50,7 +50,7 @@ def test_approximate_greedy_coreset(golden):
 def test_greedy_coreset(golden):
     numbers = np.load(golden / "coreset.npz")
     features = torch.from_numpy(numbers["features"])
-    chosen = _k_center(features, len(numbers["greedy"]), _matrix_row_norms(features), progress=False)
+    chosen = _k_center(features, len(numbers["greedy"]), _matrix_row_norms(features), progress=False)[0]
     assert_same_choices(chosen, numbers["greedy"], features)
 
 

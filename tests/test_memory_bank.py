@@ -121,7 +121,7 @@ def test_rows_of_an_image_left_out_are_as_if_never_there(storage, search, monkey
     if search == "gpu":
         bank._flat = memory_bank._TorchIndex(torch.from_numpy(rows).to(getattr(torch, storage)))
         bank.device = torch.device("cuda")  # only told so
-    distances, indices = bank.search(queries, 2, without=2)
+    distances, indices = bank.search(queries, 2, left_out=bank.images == 2)
     others = pk.MemoryBank(rows[images != 2], search="flat", storage=storage)
     wanted, _ = others.search(queries, 2)
     assert (images[indices] != 2).all()
@@ -132,10 +132,15 @@ def test_rows_of_an_image_left_out_are_as_if_never_there(storage, search, monkey
 def test_too_few_rows_are_left(rows):
     bank = pk.MemoryBank(rows, np.arange(300) // 299)
     with pytest.raises(pk.SettingsError, match="cannot search 2 neighbours in a bank of 1 rows"):
-        bank.search(torch.zeros(1, 24), 2, without=0)
+        bank.search(torch.zeros(1, 24), 2, left_out=bank.images == 0)
 
 
 # spacing
+
+
+def spacing_of(patches, kept):
+    bank = patches[torch.from_numpy(kept)]
+    return memory_bank.spacing(memory_bank.nearby(bank, patches), bank)
 
 
 def spacing_by_hand(patches, kept):
@@ -148,7 +153,7 @@ def spacing_by_hand(patches, kept):
 def test_spacing_is_the_mean_of_nine_neighbours_over_five_rows():
     patches = torch.randn(290, 16, generator=torch.Generator().manual_seed(0))  # 7 clusters: all are searched
     kept = np.arange(0, 290, 9)
-    assert memory_bank.spacing(patches, kept) == pytest.approx(spacing_by_hand(patches, kept), rel=2e-3)
+    assert spacing_of(patches, kept) == pytest.approx(spacing_by_hand(patches, kept), rel=2e-3)
 
 
 def test_spacing_of_many_is_nearly_that():
@@ -157,14 +162,14 @@ def test_spacing_of_many_is_nearly_that():
     patches = torch.randn(100, 16, generator=generator).repeat_interleave(200, 0) * 3
     patches = patches + scales * torch.randn(20_000, 16, generator=generator)
     kept = np.arange(0, 20_000, 10)
-    ours, wanted = memory_bank.spacing(patches, kept), spacing_by_hand(patches, kept)
+    ours, wanted = spacing_of(patches, kept), spacing_by_hand(patches, kept)
     assert np.corrcoef(np.log(ours), np.log(wanted))[0, 1] > 0.999
     assert -0.001 < np.mean(ours / wanted) - 1 < 0.05
-    assert (memory_bank.spacing(patches, kept) == ours).all()
+    assert (spacing_of(patches, kept) == ours).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 500])
 def test_spacing_of_equal_or_few_patches_is_a_number(n):
-    assert memory_bank.spacing(torch.ones(n, 8), np.arange(n)).tolist() == [0] * n
-    found = memory_bank.spacing(torch.randn(n, 8), np.arange(n))
+    assert spacing_of(torch.ones(n, 8), np.arange(n)).tolist() == [0] * n
+    found = spacing_of(torch.randn(n, 8), np.arange(n))
     assert np.isfinite(found).all() and (found > 0).all() == (n > 1)
