@@ -4,6 +4,7 @@ A lamp that ages, a lens that is moved, a camera that is replaced: the part is t
 threshold from before means little, which a person should read beside the verdict.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ class Appearance:
 
     def remarks(self, values: np.ndarray, sizes: np.ndarray) -> list[str]:
         """(N, 2), (N, 2) of others -> for each what sets it apart from all of these, "" if nothing does."""
-        known = {tuple(size) for size in self.sizes.tolist()}
+        counts = Counter(map(tuple, self.sizes.tolist()))
+        (usual, most), *_ = counts.most_common(1)
         lows, highs = self._ranges()
         found = []
         for value, size in zip(values, sizes.tolist(), strict=True):
@@ -48,10 +50,8 @@ class Appearance:
                 if not low <= x <= high:
                     mean = self.values[:, list(WORDS).index(name)].mean()
                     words.append(f"{less if x < low else more} than all training images ({name} {x / mean:.0%})")
-            if tuple(size) not in known and len(known) < len(self.sizes):  # not where each is of another size
-                height, width = size
-                h, w = self.sizes[0]
-                words.append(f"of another size, {width}x{height}, than all training images ({w}x{h})")
+            if tuple(size) not in counts and 2 * most > len(self.sizes):  # not where all sizes differ
+                words.append("of another size, {1}x{0}, than all training images ({3}x{2})".format(*size, *usual))
             found.append("; ".join(words))
         return found
 

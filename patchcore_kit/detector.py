@@ -281,7 +281,7 @@ class PatchCore:
         for image, one in zip(images, each, strict=True):
             own = None if image < 0 else self.bank_.images == image
             if own is None or len(own) - own.sum() >= self.num_nn:
-                parts.append(HeldOut.of_image(one, *self.bank_.search(one, self.num_nn, left_out=own)))
+                parts.append(HeldOut.of_image(image, one, *self.bank_.search(one, self.num_nn, left_out=own)))
         return HeldOut.joined(parts)
 
     def _calibrate(self) -> Calibration | None:

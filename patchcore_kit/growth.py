@@ -3,8 +3,8 @@
 A `Reserve`: the rows that the bank covers worst, which it may take when it has room for more. And good images that were
 scored as new ones (`HeldOut`): the squared distance of every patch to its nearest rows of the bank, without those that
 the image gave itself, and the features of its strangest patches. Rows that join the bank can only bring patches nearer.
-For the strangest ones that is found out by comparing them with the new rows alone; the others keep their distance,
-which is then at most too large.
+For the strangest ones that is found out by comparing them with the new rows alone; the others are taken to come nearer
+by the same factor.
 """
 
 from collections.abc import Mapping
@@ -55,10 +55,12 @@ class Reserve:
 class HeldOut:
     """n good images and their patches.
 
+    images: (n,) their numbers in the bank, -1 of those that it has learnt nothing from.
     distances: (n, h*w, k) float32 squared, to the k nearest rows. nearest: (n, h*w) int64, the nearest row's number.
     cells: (n, s) the strangest patches. rows: (n, s, D) float16, their features.
     """
 
+    images: np.ndarray
     distances: np.ndarray
     nearest: np.ndarray
     cells: np.ndarray
@@ -68,11 +70,11 @@ class HeldOut:
         return len(self.distances)
 
     @classmethod
-    def of_image(cls, rows: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> "HeldOut":
+    def of_image(cls, image: int, rows: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> "HeldOut":
         """(h*w, D) patches of one image, (h*w, k) their distances to rows that are not its own, and these (h*w, k)."""
         cells = np.argsort(-distances.mean(axis=1))[:STRANGEST]
         kept = rows[torch.from_numpy(cells).to(rows.device)].half().cpu().numpy()
-        return cls(distances[None], nearest[None, :, 0], cells[None], kept[None])
+        return cls(np.array([image]), distances[None], nearest[None, :, 0], cells[None], kept[None])
 
     @classmethod
     def joined(cls, parts: "list[HeldOut]") -> "HeldOut | None":
@@ -80,30 +82,29 @@ class HeldOut:
         return cls(*(np.concatenate(arrays) for arrays in zip(*map(cls._parts, parts), strict=True))) if parts else None
 
     def _parts(self) -> tuple[np.ndarray, ...]:
-        return self.distances, self.nearest, self.cells, self.rows
+        return self.images, self.distances, self.nearest, self.cells, self.rows
 
     def only(self, images: np.ndarray) -> "HeldOut":
         """Those of some images, (m,) indices."""
         return HeldOut(*(part[images] for part in self._parts()))
 
     def closer(self, bank: MemoryBank, before: int) -> "HeldOut":
-        """After rows have joined the bank, from number `before` on, none of which came from these images."""
-        n, s, d = self.rows.shape
-        k = self.distances.shape[2]
-        there = np.arange(len(bank)) < before
-        if len(bank) - before < k:
-            return self
-        queries = torch.from_numpy(self.rows.reshape(-1, d).astype(np.float32))
-        distances, nearest = bank.search(queries, k, left_out=there)
-        distances, nearest = distances.reshape(n, s, k), nearest.reshape(n, s, k)
-        old = np.take_along_axis(self.distances, self.cells[..., None], axis=1)
-        first = np.take_along_axis(self.nearest, self.cells, axis=1)
-        first = np.where(distances[..., 0] < old[..., 0], nearest[..., 0], first)
-        merged = np.sort(np.concatenate([old, distances], axis=2), axis=2)[..., :k]
+        """After rows have joined the bank, from number `before` on; an image's own ones stay left out."""
+        k, there = self.distances.shape[2], np.arange(len(bank)) < before
         all_distances, all_nearest = self.distances.copy(), self.nearest.copy()
-        np.put_along_axis(all_distances, self.cells[..., None], merged, axis=1)
-        np.put_along_axis(all_nearest, self.cells, first, axis=1)
-        return HeldOut(all_distances, all_nearest, self.cells, self.rows)
+        for i, (image, cells, rows) in enumerate(zip(self.images, self.cells, self.rows, strict=True)):
+            left_out = there | (bank.images == image)
+            found = len(bank) - int(left_out.sum())
+            if not found:
+                continue
+            queries = torch.from_numpy(rows.astype(np.float32))
+            distances, nearest = bank.search(queries, min(k, found), left_out=left_out)
+            old, nearer = self.distances[i, cells], all_distances[i]
+            all_nearest[i, cells] = np.where(distances[:, 0] < old[:, 0], nearest[:, 0], self.nearest[i, cells])
+            new = np.sort(np.concatenate([old, distances], axis=1), axis=1)[:, :k]
+            nearer *= np.median(new.mean(axis=1) / old.mean(axis=1).clip(1e-12))
+            nearer[cells] = new
+        return HeldOut(self.images, all_distances, all_nearest, self.cells, self.rows)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """How it is stored, by key."""
@@ -115,4 +116,4 @@ class HeldOut:
         return cls(*(stored[f"held_out_{name}"] for name in NAMES)) if "held_out_rows" in stored else None
 
 
-NAMES = ("distances", "nearest", "cells", "rows")
+NAMES = ("images", "distances", "nearest", "cells", "rows")

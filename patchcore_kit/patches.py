@@ -110,7 +110,7 @@ class PatchRows:
     Of ResNet-18 that is a fifth, of wide ResNet-50 three quarters. Iterating gives the rows batch by batch, (n, D)
     each, gone with the next; a pass over all images costs a tenth of the network's time or less.
 
-    batches: feature maps of consecutive batches, equally many images in all but the last. storage: "float32" or
+    batches: feature maps of consecutive batches. storage: "float32" or
     "float16", in which maps are held and rows are given out.
     """
 
@@ -141,8 +141,9 @@ class PatchRows:
 
     def only(self, images: np.ndarray) -> "PatchRows":
         """The rows of these images, (n,) ascending indices, without the memory of the others."""
-        per_batch = len(self.batches[0][0])
-        here = [images[images // per_batch == i] - i * per_batch for i in range(len(self.batches))]
+        ends = np.cumsum([len(maps[0]) for maps in self.batches])
+        starts = ends - [len(maps[0]) for maps in self.batches]
+        here = [images[(i <= images) & (images < j)] - i for i, j in zip(starts, ends, strict=True)]
         batches = ([x[some] for x in maps] for maps, some in zip(self.batches, here, strict=True) if len(some))
         return PatchRows(self.embedding, batches, str(self.dtype).removeprefix("torch."))
 

@@ -21,15 +21,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
-from patchcore_kit.errors import DataError, SettingsError
+from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
+from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import METRICS, Predictions
+from patchcore_kit.reasons import AROUND, Box, Explanation
 from patchcore_kit.transforms import Transform
 
 LOGGER = logging.getLogger(__name__)
@@ -42,6 +45,10 @@ PUBLISHED = "published (wide ResNet-50, ImageNet)"
 UNITS = {"distance": "squared distance", "density": "relative distance", "index": "index"}  # by scoring
 HOTTEST = 2  # times the threshold from good images: drawn brightest
 WIDTH = 9  # inches: what a notebook shows without shrinking
+FINEST = 1000  # pixels of a photograph's longer side that are drawn, about
+COVER = 0.45  # of a photograph, that the brightest of a map hides
+LOW = 0.12  # share of a photograph's height that a number takes
+LONGEST = 36  # letters of a photograph's name in a title
 STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -359,6 +366,36 @@ def examples(
     return axes
 
 
+def explanation(explanation: Explanation) -> np.ndarray:
+    """Each region as the network saw it, and beside it the normal patches that are most like it -> axes (regions, ...).
+
+    The patches themselves are outlined, in the middle; what lies around is shown on the same scale. Raises DataError
+    for an image without regions, as good ones are.
+    """
+    regions = explanation.regions
+    if not regions:
+        raise DataError(f"no regions to show: {explanation.name} is {explanation.verdict or 'not explained'}")
+    columns = 1 + max(len(region.nearest) for region in regions)
+    figure, axes = _images(len(regions), columns, regions[0].picture.shape[:2])
+    for number, (region, row) in enumerate(zip(regions, axes, strict=True), 1):
+        index = "" if region.index is None else f"\nindex {region.index:.2f}"
+        shown = [(region.picture, f"region {number}{index}", DEFECTIVE)]
+        shown += [(one.picture, f"{one.name}\ndistance {one.distance:.3g}", GOOD) for one in region.nearest]
+        for ax, (picture, title, colour) in zip(row, shown, strict=False):
+            ax.imshow(picture)
+            side = len(picture) / AROUND
+            corner = ((len(picture) - side) / 2 - 0.5,) * 2
+            for line, width in (("white", 4), (colour, 2)):  # seen on dark ground, too
+                ax.add_patch(plt.Rectangle(corner, side, side, fill=False, edgecolor=line, linewidth=width))
+            ax.set_title(title, fontsize="small", color=colour)
+        for ax in row[len(shown) :]:
+            ax.set_visible(False)
+    figure.set_figheight(figure.get_figheight() + 0.35 * len(regions))  # titles of two lines in each row
+    said = "" if explanation.verdict is None else f": {explanation.verdict}, index {explanation.index:.2f}"
+    figure.suptitle("\n".join(filter(None, [f"{explanation.name}{said}", explanation.remark])), fontsize="medium")
+    return axes
+
+
 def mask_threshold(predictions: Predictions) -> float | None:
     """Where maps are cut to masks: at the F1-optimal threshold, without masks at the one from good images."""
     known = predictions.pixel_threshold
@@ -379,6 +416,78 @@ def panels(image: np.ndarray, predictions: Predictions, i: int, threshold: float
     if predictions.masks is not None:
         shown["ground truth"] = predictions.masks[i]
     return shown
+
+
+def over_photographs(samples: Sequence[Sample], predictions: Predictions, indices: Sequence[int]) -> np.ndarray:
+    """Photographs under their maps, outlined at the model's threshold, up to three in a row -> axes (images,).
+
+    Axes count the photographs' own pixels; boxes are the regions of `Predictions.explain`. Grey is what the network has
+    not seen. Raises DataError without images or for one that cannot be read, SettingsError for samples that the
+    predictions were not made of, and without indices, ResultsError for predictions that were saved by an earlier
+    version.
+    """
+    need(predictions, "no photographs")
+    samples, threshold = as_samples(samples), predictions.alarm_threshold_pixel
+    if tuple(sample.name for sample in samples) != predictions.names:
+        raise SettingsError(
+            f"{predictions} do not belong to these {len(samples)} samples: give those that they were made of, in order"
+        )
+    if not len(indices):
+        raise SettingsError("no photographs to show: give the indices of some")
+    if predictions.transform is None or predictions.sizes is None:
+        raise ResultsError("these predictions do not say how large the photographs were: predict again")
+    limit = threshold or 1  # by which maps are divided
+    scale, columns = Normalize(*(value / limit for value in map_scale(predictions))), min(3, len(indices))
+    tallest = max((predictions.sizes[i].tolist() for i in indices), key=lambda size: size[0] / size[1])
+    figure, axes = _images(-(-len(indices) // columns), columns, tallest)
+    for ax, i in zip(axes.flat, indices, strict=False):
+        sample = samples[i]
+        photograph = read_rgb(sample.source, bits=predictions.transform.bits, notes=Notes(), name=sample.where)
+        _under_map(ax, photograph, predictions.placed(i) / limit, scale, None if threshold is None else 1)
+        for number, region in enumerate(predictions.explain(i).regions if predictions.evidence else (), 1):
+            _numbered_box(ax, region.box, number)
+        said, verdict = f"score {predictions.scores[i]:.3g}", predictions.verdicts[i]
+        if verdict is not None:
+            said = f"{verdict}, index {predictions.index[i]:.2f}"
+        ax.set_title(f"{_shortened(sample.name)}\n{said}", fontsize="small", parse_math=False)
+    for ax in axes.flat[len(indices) :]:
+        ax.set_visible(False)
+    _colour_bar(figure, axes, scale, UNITS[predictions.scoring if threshold is None else "index"])
+    _note(figure, predictions.weights)
+    return axes.flat[: len(indices)]
+
+
+def _under_map(ax: Axes, photograph: Image.Image, values: np.ndarray, scale: Normalize, level: float | None) -> None:
+    """A photograph, and over it an (H, W) map that hides it the less the lower it is, outlined at a level."""
+    step = max(1, max(photograph.size) // FINEST)
+    extent = (-0.5, photograph.width - 0.5, photograph.height - 0.5, -0.5)
+    ax.imshow(photograph.reduce(step), extent=extent)
+    values = values[::step, ::step]
+    heat = scale(np.nan_to_num(values)).data.clip(0, 1)
+    shown = mpl.colormaps[COLOURS](heat)
+    shown[..., 3] = COVER * heat
+    shown[np.isnan(values)] = (0.5, 0.5, 0.5, 0.7)
+    ax.imshow(shown, extent=extent)
+    if level is not None and min(values.shape) > 1 and np.nanmin(values) < level < np.nanmax(values):
+        down, across = (np.arange(n) * step for n in values.shape)
+        for colour, width in (("white", 3), (DEFECTIVE, 1.2)):  # seen on any ground
+            ax.contour(across, down, values, levels=[level], colors=colour, linewidths=width)
+    ax.set(xlim=extent[:2], ylim=extent[2:])
+
+
+def _numbered_box(ax: Axes, box: Box, number: int) -> None:
+    left, top, right, bottom = box
+    for colour, width, style in (("white", 2.5, "-"), ("black", 1, (0, (4, 3)))):
+        edges = {"edgecolor": colour, "linewidth": width, "linestyle": style}
+        ax.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, **edges))
+    below = top < LOW * ax.get_ylim()[0]  # else its number would stand outside
+    at, offset = ((left, bottom), (0, -2)) if below else ((left, top), (0, 2))
+    place = {"textcoords": "offset points", "va": "top" if below else "bottom", "fontsize": "small"}
+    ax.annotate(str(number), at, offset, path_effects=[withStroke(linewidth=2.5, foreground="white")], **place)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"...{name[-LONGEST:]}"
 
 
 # what is not defined

@@ -333,7 +333,8 @@ def test_the_depth_is_learnt_stored_and_used(tmp_path, random_resnet18, caplog):
     assert detector.transform.bits is None
     caplog.clear()
     again.predict(deep(tmp_path / "14", 14))
-    (line,) = caplog.messages
+    line, brighter = caplog.messages
+    assert "brighter than all training images" in brighter
     assert line.startswith(str(tmp_path / "14")) and "(and 3 more): holds values up to 16383, which are cut" in line
     caplog.clear()
     wanted.predict(folder)

@@ -11,6 +11,7 @@ import patchcore_kit as pk
 from patchcore_kit import plots
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
+from patchcore_kit.reasons import Explanation, Normal, Region
 from patchcore_kit.transforms import Transform
 
 
@@ -423,3 +424,43 @@ def test_metrics_are_drawn_with_their_intervals():
     (mean,) = ax.collections
     ((_, low), (_, high)) = mean.get_segments()[0]
     assert (low, high) == pytest.approx((0.85 - (0.1**2 + 0.05**2) ** 0.5 / 2, 0.85 + (0.05**2 + 0.05**2) ** 0.5 / 2))
+
+
+# reasons
+
+
+def region(pictures, names, index):
+    """A region, and a normal patch of each of these names."""
+    nearest = tuple(Normal(name, (8, 8, 16, 16), 3.25 + i, pictures[1 + i]) for i, name in enumerate(names))
+    return Region((1, 2, 30, 40), 500, index, (8, 8, 16, 16), pictures[0], nearest)
+
+
+@pytest.mark.parametrize("index", [2.5, None])
+def test_reasons_are_shown_beside_normal_patches(index):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    names = ("train/good/0.png", "train/good/1.png", "train/good/2.png")
+    regions = region(pictures, names, index), region(pictures[::-1], names[:1], index)
+    verdict = None if index is None else "defective"
+    axes = plots.explanation(Explanation("test/dent/0.png", verdict, index, "darker than all", regions))
+    assert axes.shape == (2, 4)
+    for row, shown in zip(axes, regions, strict=True):
+        pairs = [(shown.picture, "region"), *((one.picture, one.name) for one in shown.nearest)]
+        for ax, (picture, name) in zip(row, pairs, strict=False):
+            assert (ax.images[0].get_array() == picture).all() and ax.get_title().startswith(name)
+            for box in ax.patches:  # the patch itself, an eighth of the picture, in the middle
+                assert (box.get_x(), box.get_width(), box.get_height()) == (27.5, 8, 8)
+        assert [ax.get_visible() for ax in row] == [i < len(pairs) for i in range(4)]
+    said = texts(axes[0, 0].figure)
+    assert "distance 3.25" in said and "distance 5.25" in said and "darker than all" in said
+    assert ("test/dent/0.png: defective, index 2.50" in said) == (index is not None) == ("region 2\nindex 2.50" in said)
+
+
+def test_models_without_origins_show_the_region_alone():
+    pictures = np.zeros((1, 24, 24, 3), dtype=np.uint8)
+    axes = plots.explanation(Explanation("0.png", "look", 1.2, "", (region(pictures, (), 1.2),)))
+    assert axes.shape == (1, 1)
+
+
+def test_good_images_have_no_reasons():
+    with pytest.raises(pk.DataError, match=r"no regions to show: test/good/0\.png is good"):
+        plots.explanation(Explanation("test/good/0.png", "good", 0.5, "", ()))
