@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 import patchcore_kit as pk
-from patchcore_kit.scoring import largest_mean, map_operator, relative
 from patchcore_kit.metrics import image_metrics, pixel_metrics
+from patchcore_kit.scoring import largest_mean, map_operator, relative
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 

@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -27,6 +28,7 @@ from patchcore_kit.detector import CALIBRATED, spread
 from patchcore_kit.memory_bank import nearby, spacing
 from patchcore_kit.metrics import pixel_metrics
 from patchcore_kit.patches import PatchRows
+from patchcore_kit.scoring import draw_maps
 from patchcore_kit.transforms import normalise, read_batches
 from patchcore_kit.weights import resolve
 
@@ -62,6 +64,12 @@ def network_stages(
     return times, maps
 
 
+def thresholds(detector: pk.PatchCore, rows: PatchRows, images: np.ndarray) -> None:
+    """What `fit` does for them: the images are scored without their own rows."""
+    detector.held_out_ = detector._hold_out(rows.only(images), images)
+    detector._calibrate()
+
+
 def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, repeat: int) -> dict[str, float]:
     """Seconds of each stage of fit; the coreset's include the projection, its plain loop's are estimated from the first
     steps.
@@ -78,7 +86,7 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
     times["coreset, plain loop"] = seconds(repeat, lambda: plain_loop(projected, PLAIN_STEPS)) * len(kept) / PLAIN_STEPS
     times["all"] = seconds(repeat, lambda: detector.fit(samples))
     images = spread(len(samples), CALIBRATED)
-    times["thresholds"] = seconds(repeat, lambda: calibrate(detector, rows.only(images), images))
+    times["thresholds"] = seconds(repeat, lambda: thresholds(detector, rows, images))
     near = projected[torch.from_numpy(kept)]
     times["spacing, for density scores"] = seconds(repeat, lambda: spacing(nearby(near, projected), near))
     return times
@@ -89,15 +97,14 @@ def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list,
     times, maps = network_stages(detector, bare, samples, repeat)
     times["embedding"] = seconds(repeat, lambda: deque(detector.embedding.each(maps), maxlen=0))
     queries = [detector.embedding(batch) for batch in maps]
-    patches = torch.rand(len(samples), *detector.grid_)
-    down, across = (map_operator(n, m) for n, m in zip(detector.transform.size, detector.grid_, strict=True))
-    images = [len(part) // patches[0].numel() for part in queries]
+    patches = torch.rand(len(samples), *detector.grid_).numpy()
+    images = [len(part) // patches[0].size for part in queries]
     for name, bank in (("search", detector.bank_), ("search, flat", pk.MemoryBank(detector.bank_.rows, search="flat"))):
         times[name] = seconds(
             repeat,
             lambda bank=bank: [bank.search(part, images=n) for part, n in zip(queries, images, strict=True)],
         )
-    times["maps"] = seconds(repeat, lambda: down @ patches @ across.T)
+    times["maps"] = seconds(repeat, lambda: draw_maps(patches, detector.transform.size))
     times["masks"] = seconds(repeat, lambda: list(read_batches(samples, detector.transform.mask, detector.batch_size)))
     times["all"] = seconds(repeat, lambda: detector.predict(samples))
     predictions = detector.predict(samples)

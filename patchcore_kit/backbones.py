@@ -278,6 +278,11 @@ class Backbone:
         return tokens.unflatten(2, (h, w))
 
     @property
+    def multiple(self) -> int:
+        """Pixels that both sides of images are best a multiple of: its patches, where it takes no others, else 8."""
+        return max(self._patch) if self._patch else 8
+
+    @property
     def is_random(self) -> bool:
         """Whether the weights were drawn instead of trained."""
         return self.weights == "random"

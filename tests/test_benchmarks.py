@@ -106,3 +106,14 @@ def test_scoring(sample_root):
     for scoring in ("distance", "density"):
         rows = re.findall(rf"^\S* +{scoring}((?: +[01]\.\d{{4}}){{4}})$", output, re.MULTILINE)
         assert len(rows) == 4  # pill cut, pill and weave whole, their mean
+
+
+def test_life(sample_root):
+    output = run("life", "--data", sample_root, "--category", "pill", "--percentage", 0.05)
+    for table, names in {
+        "grown": ("all at once", "half, then half", "in ten steps"),
+        "lamp": ("before", "recalibrated", "fitted anew"),
+        "contaminated": ("clean, contamination=0", "with 1 bad, contamination=0.1"),
+    }.items():
+        assert f"{table}: pill, starter (starter), density" in output
+        assert all(name in output for name in names)
