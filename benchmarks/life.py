@@ -77,7 +77,7 @@ def lamp(new: Callable[..., pk.PatchCore], category: pk.Category, folder: Path) 
     def darkened(samples: list[pk.Sample]) -> list[pk.Sample]:
         changed = []
         for sample in samples:
-            path = folder / sample.name
+            path = folder / category.name / sample.name  # the folder says which category it is of
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.open(sample.path).convert("RGB").point(lambda value: value * DARKER).save(path.with_suffix(".png"))
             changed.append(pk.Sample(sample.name, path.with_suffix(".png"), sample.mask_path, sample.defect))
@@ -102,7 +102,7 @@ def contaminated(new: Callable[..., pk.PatchCore], category: pk.Category, seed: 
     test += [sample for i, sample in enumerate(bad) if i not in joined]
     rows = []
     for name, more in (("clean", []), (f"with {count} bad", [bad[i] for i in sorted(joined)])):
-        for share in (0, 0.05, 0.1, 0.15):
+        for share in (0, 0.05, 0.1):
             model = new(contamination=share).fit([*category.train, *more])
             found = [suspect for suspect in model.suspects_ if "/good/" not in suspect]
             suspects = {"suspects": len(model.suspects_), "of them bad": len(found)}

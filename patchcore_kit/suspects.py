@@ -17,7 +17,7 @@ from patchcore_kit.scoring import largest_mean
 
 COMPARED = 100  # images that each patch is compared with, spread over all
 PATCHES = 80  # of each, drawn by seed
-BEYOND = 3.0  # deviations of the logarithm, by the median and what half of the images lie within: odd above
+BEYOND = 4.0  # deviations of the logarithm, by the median and what half of the images lie within: odd above
 
 
 def check(contamination: float) -> None:

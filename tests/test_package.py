@@ -42,16 +42,16 @@ class Installed(NamedTuple):
     script: Path  # patchcore-kit
     package: Path  # the folder of the installed kit
 
-    def run(self, *command, cwd, **environment) -> str:
+    def run(self, *command, cwd, code=0, **environment) -> str:
         """What a command prints. It does not see the repository, nor settings of whoever runs the tests."""
         ours = ("PYTHON", "PATCHCORE_", "MVTEC_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        return run(*command, cwd=cwd, env=clean | {"PYTHONDONTWRITEBYTECODE": "1"} | environment)
+        return run(*command, cwd=cwd, code=code, env=clean | {"PYTHONDONTWRITEBYTECODE": "1"} | environment)
 
 
-def run(*command, **options) -> str:
+def run(*command, code=0, **options) -> str:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
@@ -136,8 +136,41 @@ def test_it_works_from_an_empty_folder_and_writes_there_only(installed, tmp_path
     assert {path.name for path in tmp_path.iterdir()} <= {"data", "models", ".cache"}
 
 
-def test_the_command_is_there(installed):
-    assert os.access(installed.script, os.X_OK)
+DRAW = "import patchcore_kit as pk; pk.draw_sample_data('parts', ('pill',), train=24, good=4, defective=6, size=128)"
+
+
+def test_the_five_verbs_on_drawn_data(installed, tmp_path):
+    def verb(*arguments, code=0):
+        return installed.run(installed.script, *arguments, cwd=tmp_path, code=code)
+
+    installed.run(installed.python, "-c", DRAW, cwd=tmp_path)
+    assert "24 good images to learn from, 10 to test" in verb("check", "parts/pill")
+    assert "learnt from: 24 photographs" in verb("fit", "parts/pill", "models/pill", "--size", "128")
+    good = verb("predict", "models/pill", "parts/pill/train/good").splitlines()
+    assert len(good) == 24 and {line.split("\t")[0] for line in good} == {"good"}
+    judged = verb("predict", "models/pill", "parts/pill/test", "--out", "verdicts", code=1).splitlines()
+    assert len(judged) == 10
+    assert (tmp_path / "verdicts/predictions.csv").is_file() and any((tmp_path / "verdicts/pictures").rglob("*.jpg"))
+    assert "page: page.html" in verb("report", "models/pill", "parts/pill/test", "page.html", code=1)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<h2") >= 2
+    shutil.copytree(tmp_path / "parts/pill/test/good", tmp_path / "camera")
+    watched = verb("watch", "models/pill", "camera", "--once", "--settle", "0", code=0).splitlines()
+    assert len(watched) == len((tmp_path / "camera/verdicts.csv").read_text(encoding="utf-8").splitlines()) - 1 == 4
+
+
+def test_bottle_without_labels(installed, mvtec, tmp_path):
+    """Good photographs alone go in, and come out good; nearly all that is wrong with others is found."""
+
+    def verb(*arguments, code):
+        return installed.run(installed.script, *arguments, cwd=tmp_path, code=code).splitlines()
+
+    assert any("209 photographs" in line for line in verb("fit", mvtec / "bottle/train/good", "bottle", code=0))
+    lines = [line.split("\t") for line in verb("predict", "bottle", mvtec / "bottle/test", code=1)]
+    alarms = {True: [], False: []}  # of good ones, of others
+    for verdict, _, _, name, *_ in lines:
+        alarms["/good/" in name].append(verdict in ("look", "defective"))
+    assert len(alarms[True]) == 20 and sum(alarms[True]) <= 2
+    assert len(alarms[False]) == 63 and sum(alarms[False]) >= 60
 
 
 def test_an_editable_install_finds_the_workshop_from_anywhere(copy, tmp_path):

@@ -18,7 +18,8 @@ from patchcore_kit.images import BITS, IMAGE_SUFFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DATA, THRESHOLDS = ((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("data.md", "thresholds.md"))
+PAGES = ("data.md", "thresholds.md", "life.md", "command_line.md")
+DATA, THRESHOLDS, LIFE, COMMANDS = ((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in PAGES)
 
 
 def blocks(language, text=README):
@@ -102,6 +103,14 @@ def test_python_of_the_page_on_data(tmp_path, monkeypatch):
     assert names["laid"].shape == (256, 256) and np.isnan(names["laid"][0]).all() and names["laid"][128, 128] > 0
 
 
+def test_python_of_the_page_on_a_models_life(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("".join(blocks("python", LIFE)), names)
+    assert len(names["detector"].train_names_) == 30 and len(names["detector"].calibration_.scores) == 10
+    assert "the nearest normal patch is in" in capsys.readouterr().out
+
+
 def test_python_of_the_page_on_thresholds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec("".join(blocks("python", THRESHOLDS)), {})
@@ -112,11 +121,12 @@ def test_python_of_the_page_on_thresholds(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("text", "folder"),
-    [(README, REPOSITORY), (DATA, REPOSITORY / "docs"), (THRESHOLDS, REPOSITORY / "docs")],
-    ids=["README", "data", "thresholds"],
+    [(README, REPOSITORY), *((page, REPOSITORY / "docs") for page in (DATA, THRESHOLDS, LIFE, COMMANDS))],
+    ids=["README", "data", "thresholds", "life", "command line"],
 )
 def test_links_lead_somewhere(text, folder):
     for link in re.findall(r"\]\(([^)]+)\)", text):
+        link, *_ = link.partition("#") if link.startswith("../") or ".md#" in link else [link]
         if link.startswith("#"):
             headings = [h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
             assert link[1:] in headings
