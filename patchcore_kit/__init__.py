@@ -8,28 +8,51 @@ Read `datasets`, `transforms`, `backbones`, `patches`, `coreset`, `memory_bank`,
 have read the method.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING
 
 # torch and FAISS bring an OpenMP library each and take turns; idle threads of the one that keep waiting for work, as
 # they do by default, would hold the cores that the other's need. Read when a library is loaded: import the kit first.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from patchcore_kit.backbones import Backbone, load_backbone
-from patchcore_kit.coreset import greedy_coreset
-from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
-from patchcore_kit.detector import PatchCore, load_transform
-from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
-from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
-from patchcore_kit.experiments import COSTS, published_results, read_results, tied
-from patchcore_kit.files import work_folder
-from patchcore_kit.image_cache import ImageCache
-from patchcore_kit.memory_bank import MemoryBank
-from patchcore_kit.patches import embed
-from patchcore_kit.plots import save_segmentation_images
-from patchcore_kit.predictions import METRICS, Predictions, evaluate
-from patchcore_kit.reference_format import find_models
-from patchcore_kit.sample_data import draw_sample_data
-from patchcore_kit.transforms import Transform, load_images, whole_resize
+if TYPE_CHECKING:  # for editors; at run time each module is loaded when a name of it is first asked for
+    from patchcore_kit.backbones import Backbone, load_backbone
+    from patchcore_kit.coreset import greedy_coreset
+    from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
+    from patchcore_kit.detector import PatchCore, load_transform
+    from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
+    from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
+    from patchcore_kit.experiments import COSTS, published_results, read_results, tied
+    from patchcore_kit.files import work_folder
+    from patchcore_kit.image_cache import ImageCache
+    from patchcore_kit.memory_bank import MemoryBank
+    from patchcore_kit.patches import embed
+    from patchcore_kit.plots import save_segmentation_images
+    from patchcore_kit.predictions import METRICS, Predictions, evaluate
+    from patchcore_kit.reference_format import find_models
+    from patchcore_kit.sample_data import draw_sample_data
+    from patchcore_kit.transforms import Transform, load_images, whole_resize
+
+_NAMES = {
+    "backbones": ("Backbone", "load_backbone"),
+    "coreset": ("greedy_coreset",),
+    "datasets": ("Category", "Sample", "find_data", "list_categories", "load_category", "load_folder"),
+    "detector": ("PatchCore", "load_transform"),
+    "ensemble": ("PatchCoreEnsemble", "load_detector"),
+    "errors": ("DataError", "KitError", "ModelError", "ResultsError", "SettingsError", "WeightsError"),
+    "experiments": ("COSTS", "published_results", "read_results", "tied"),
+    "files": ("work_folder",),
+    "image_cache": ("ImageCache",),
+    "memory_bank": ("MemoryBank",),
+    "patches": ("embed",),
+    "plots": ("save_segmentation_images",),
+    "predictions": ("METRICS", "Predictions", "evaluate"),
+    "reference_format": ("find_models",),
+    "sample_data": ("draw_sample_data",),
+    "transforms": ("Transform", "load_images", "whole_resize"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "COSTS",
@@ -69,3 +92,20 @@ __all__ = [
     "whole_resize",
     "work_folder",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What is not loaded yet: one of `__all__`, or a module. So `--help` does not wait for torch, nor fit for plots."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise  # a package that a module needs
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return globals().setdefault(name, getattr(module, name) if name in _MODULES else module)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

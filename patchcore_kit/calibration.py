@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from patchcore_kit.errors import SettingsError
 
@@ -75,11 +75,20 @@ def threshold(scores: np.ndarray, rate: float) -> Threshold | None:
         return None
     if rank <= n:
         value = float(scores[rank - 1])
-        sure = scipy.stats.binomtest(n - rank, n).proportion_ci(SURE)
-        return Threshold(value, rate, n, False, float(sure.low), float(sure.high)) if value > 0 else None
+        return Threshold(value, rate, n, False, *_binomial_range(n - rank, n)) if value > 0 else None
     logs = np.log(scores.clip(1e-3 * scores[-1]))
-    beyond = scipy.stats.t.ppf(1 - rate, n - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / n)
+    beyond = scipy.special.stdtrit(n - 1, 1 - rate) * logs.std(ddof=1) * math.sqrt(1 + 1 / n)
     return Threshold(max(float(scores[-1]), math.exp(logs.mean() + beyond)), rate, n, True, None, None)
+
+
+def _binomial_range(k: int, n: int) -> tuple[float, float]:
+    """Between what a probability lies of which k of n were seen, exactly (Clopper and Pearson 1934).
+
+    As `scipy.stats.binomtest` has it, which takes a second to import.
+    """
+    low = scipy.special.betaincinv(k, n - k + 1, (1 - SURE) / 2) if k else 0.0
+    high = scipy.special.betaincinv(k + 1, n - k, (1 + SURE) / 2) if k < n else 1.0
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)

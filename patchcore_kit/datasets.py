@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from patchcore_kit.errors import DataError, SettingsError
@@ -29,6 +29,9 @@ from patchcore_kit.files import user_path, work_folder
 from patchcore_kit.images import IMAGE_SUFFIXES, Frame, check_frame, is_frame, read_header, read_rgb
 from patchcore_kit.masks import mask_files, read_mask
 from patchcore_kit.notes import Notes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["read_mask", "read_rgb"]  # callers find them here
 
@@ -101,8 +104,10 @@ class Category:
     def __repr__(self) -> str:
         return f"Category({self.name!r}, {len(self.train)} training images, {len(self.test)} test images)"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """Numbers of images and masks of each kind, in training and test."""
+        import pandas as pd  # half a second that a first verdict need not wait for
+
         rows = [
             (split, sample.defect or "unknown", 1, int(sample.mask_path is not None))
             for split, samples in (("train", self.train), ("test", self.test))

@@ -331,7 +331,8 @@ class PatchCore:
 
     @torch.inference_mode()
     def _extend(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
-        if self._fitted().images is None or (self.scoring == "density" and self.near_ is None):
+        unknown = self._fitted().images is None or (self.scoring == "density" and self.near_ is None)
+        if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
             raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
         if not samples:
             raise DataError("no images to add: the list of samples is empty")

@@ -16,6 +16,7 @@ import torch
 from patchcore_kit.memory_bank import MemoryBank
 
 RESERVE = 4096  # rows: 8 MB of 1024 values. On bottle, grown tenfold, the bank then covers all as well as a new one
+SAME = 0.01  # of the distance before, below which a patch has found itself
 STRANGEST = 32  # patches of each image whose features are kept
 
 
@@ -85,11 +86,15 @@ class HeldOut:
         return self.images, self.distances, self.nearest, self.cells, self.rows
 
     def only(self, images: np.ndarray) -> "HeldOut":
-        """Those of some images, (m,) indices."""
+        """Those of some images: (m,) indices, or (n,) bool."""
         return HeldOut(*(part[images] for part in self._parts()))
 
     def closer(self, bank: MemoryBank, before: int) -> "HeldOut":
-        """After rows have joined the bank, from number `before` on; an image's own ones stay left out."""
+        """After rows have joined the bank, from number `before` on; an image's own ones stay left out.
+
+        An image that the bank had learnt nothing from is dropped if it has joined it now.
+        """
+        keep = np.ones(len(self), dtype=bool)
         k, there = self.distances.shape[2], np.arange(len(bank)) < before
         all_distances, all_nearest = self.distances.copy(), self.nearest.copy()
         for i, (image, cells, rows) in enumerate(zip(self.images, self.cells, self.rows, strict=True)):
@@ -102,9 +107,11 @@ class HeldOut:
             old, nearer = self.distances[i, cells], all_distances[i]
             all_nearest[i, cells] = np.where(distances[:, 0] < old[:, 0], nearest[:, 0], self.nearest[i, cells])
             new = np.sort(np.concatenate([old, distances], axis=1), axis=1)[:, :k]
+            themselves = new[:, 0] < SAME * old[:, 0]
+            keep[i] = image >= 0 or themselves.sum() < 2
             nearer *= np.median(new.mean(axis=1) / old.mean(axis=1).clip(1e-12))
             nearer[cells] = new
-        return HeldOut(self.images, all_distances, all_nearest, self.cells, self.rows)
+        return HeldOut(self.images, all_distances, all_nearest, self.cells, self.rows).only(keep)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """How it is stored, by key."""

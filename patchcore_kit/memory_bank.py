@@ -7,7 +7,6 @@ from functools import cached_property
 
 import faiss
 import numpy as np
-import scipy.linalg
 import torch
 
 from patchcore_kit.errors import SettingsError
@@ -172,6 +171,8 @@ class _Candidates:
 
     def __init__(self, rows: torch.Tensor) -> None:
         """Finds components and clusters; the rows (M, D) are still to be added."""
+        import scipy.linalg  # a fifth of a second that a first verdict need not wait for
+
         sample = rows[:: -(-len(rows) // SAMPLE)].float()
         d, components = rows.shape[1], min(COMPONENTS, rows.shape[1])
         mean = sample.mean(0)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from patchcore_kit.calibration import Calibration, Threshold
 from patchcore_kit.errors import ResultsError
@@ -14,6 +14,9 @@ from patchcore_kit.files import UNREADABLE, user_path, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
 from patchcore_kit.reasons import Evidence, Explanation
 from patchcore_kit.transforms import Transform
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = (
     "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
@@ -203,8 +206,10 @@ class Predictions:
         regions = self.evidence.regions(i, self.alarm_threshold_pixel)
         return Explanation(self.names[i], self.verdicts[i], index, self.remarks[i], regions)
 
-    def by_defect(self) -> pd.DataFrame:
+    def by_defect(self) -> "pd.DataFrame":
         """The metrics of each kind of defect among the good images, without intervals, and its number of images."""
+        import pandas as pd  # here and below: half a second that a first verdict need not wait for
+
         kinds = np.array([_kind(name) for name in self.names])
         found = {}
         for kind in sorted(set(kinds[self.labels == 1])):
@@ -258,7 +263,7 @@ class Predictions:
                 f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
             ) from None
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
 
         verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over
@@ -268,6 +273,8 @@ class Predictions:
         map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
         iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
         """
+        import pandas as pd
+
         kinds = [_kind(name) for name in self.names]
         columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
         columns["verdict"] = self.verdicts

@@ -117,6 +117,10 @@ def test_what_cannot_be_extended_says_so(backbone, train, tmp_path):
     detector.fit(train.train[:4])
     with pytest.raises(pk.DataError, match="no images to add"):
         detector.extend([])
+    photographs, detector.photographs_ = detector.photographs_, ()  # as of a model of an earlier version
+    with pytest.raises(pk.ModelError, match="fit it anew"):
+        detector.extend(train.train[4:])
+    detector.photographs_ = photographs
     detector.bank_.images = None  # as of a model of the reference
     with pytest.raises(pk.ModelError, match="fit it anew"):
         detector.extend(train.train[4:])
@@ -145,6 +149,18 @@ def test_a_new_lamp(backbone, train, tmp_path, caplog):
     detector.save(tmp_path / "model")
     again = pk.PatchCore.load(tmp_path / "model", progress=False).predict(dark)
     assert (again.index == after.index).all() and again.remarks == after.remarks
+
+
+@pytest.mark.parametrize("sampler", ["identity", "approx_greedy_coreset"])
+def test_images_that_gave_thresholds_may_join_the_bank(backbone, train, sampler):
+    """Then they are compared with the others, not with themselves."""
+    detector = pk.PatchCore(backbone, sampler, **SMALL).fit(train.train[:12]).recalibrate(train.train[12:])
+    assert (detector.held_out_.images == -1).all()
+    detector.extend(train.train[12:18])
+    assert sorted(detector.held_out_.images.tolist()) == [-1] * 6 + [*range(12, 18)]
+    if sampler == "identity":
+        other = pk.PatchCore(backbone, sampler, **SMALL).fit(train.train[:18])
+        assert detector.calibration_.scores[-6:] == pytest.approx(other.calibration_.scores[-6:], rel=1e-3)
 
 
 def test_too_few_to_recalibrate(backbone, train):
