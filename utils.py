@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,6 +20,8 @@ from matplotlib import pyplot as plt
 import patchcore_kit as pk
 from patchcore_kit import plots
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
+from patchcore_kit.datasets import as_samples
+from patchcore_kit.files import user_path
 from patchcore_kit.weights import find, resolve
 
 BACKBONES = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # those whose weights `start` looks for
@@ -209,7 +212,7 @@ def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *
     current = (
         made.get("models") == [str(model) for model in models]
         and made["data"] == data.resolve().name
-        and all((folder / "predictions" / f"{model.name}.npz").is_file() for model in models)
+        and all(_with_reasons(folder / "predictions" / f"{model.name}.npz") for model in models)
         and table.is_file()
         and table.stat().st_mtime >= (run / "results.csv").stat().st_mtime
     )
@@ -217,6 +220,11 @@ def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *
         args = get_evaluate_args(data, categories, models, results_path=folder, resize=None, gpu=gpu)
         _call(load_and_evaluate_patchcore, args)
     return folder
+
+
+def _with_reasons(path: Path) -> bool:
+    """Whether predictions are there, and not of an earlier version, which had no reasons."""
+    return path.is_file() and pk.Predictions.load(path).evidence is not None
 
 
 def train_at_sizes(
@@ -321,6 +329,34 @@ def example_of(category: pk.Category) -> pk.Sample:
     elif sample.label != 1:
         print(f"no defective test images: {sample.name} instead")
     return sample
+
+
+def own_photographs(
+    data: Path, good: Path | str, to_judge: Path | str, *, most: int = 60
+) -> tuple[list[pk.Sample], list[pk.Sample]]:
+    """The photographs in two folders: of good parts, and to judge; says what it takes where one is empty.
+
+    Without good ones that is a category of the data: `most` of its good images, and test images as if nothing were
+    known of them. Without any to judge it is the good ones. Raises DataError for a folder that cannot be used.
+    """
+    learnt, judged = (_photographs(folder) for folder in (good, to_judge))
+    learnt = [replace(sample, defect="good") for sample in learnt]
+    if not learnt:
+        names = pk.list_categories(data)
+        category = pk.load_category(data, "pill" if "pill" in names else names[0])
+        print(f"{good} holds no photographs yet: it goes on with {category.name} of {data}")
+        learnt, test = category.train[:most], category.test[:: 1 + len(category.test) // 12]
+        judged = as_samples([sample.path for sample in test])
+    if not judged:
+        print("there are none to judge: it takes the good ones, which it has learnt from")
+        judged = learnt
+    return learnt, judged
+
+
+def _photographs(folder: Path | str) -> list[pk.Sample]:
+    folder = user_path(folder)
+    there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    return pk.load_folder(folder) if there else []
 
 
 def check(holds: bool, hint: str) -> None:

@@ -21,6 +21,8 @@ c.ServerApp.port_retries = 0
 c.ServerApp.open_browser = False
 c.ServerApp.allow_root = True  # the starter chooses: with rootless Docker the container's root is the student
 c.ServerApp.answer_yes = True  # Ctrl-C stops without a question
+# an upload widget sends all its photographs in one message; beyond tornado's 10 MB the kernel is lost, without a word
+c.ServerApp.tornado_settings = {"websocket_max_message_size": 2**31}
 c.IdentityProvider.token = token
 c.LabApp.app_settings_dir = str(here)  # overrides.json: no news prompt, whole file names, closed notebooks end
 c.LabApp.news_url = None

@@ -751,7 +751,7 @@ def _facts(model: Path, predictions: "Predictions", failed: int) -> dict[str, st
         facts["learnt from"] = f"{n} good photograph{'s' * (n != 1)}"
     facts["seen at"] = "x".join(map(str, predictions.transform.size[::-1]))
     layers = ", ".join(params["layers_to_extract_from"])
-    facts["network"] = f"{params['backbone.name']} ({layers}), weights {predictions.weights}"
+    facts["network"] = f"{params['backbone.name']} ({layers})"
     facts["threshold"] = "none" if predictions.calibration is None else str(predictions.calibration.look)
     return facts
 

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+import patchcore_kit as pk
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKSHOP = "notebooks/workshop.ipynb"
 TASK = "notebooks/task4_masks.ipynb"  # the one with a slider
+OWN = "notebooks/own_parts.ipynb"  # the one that photographs are uploaded to
 TOKEN = "workshop"
 CHROMIUM = shutil.which("chromium")
 # the picture as it is drawn on the screen: a new address alone would not show that it changed
@@ -26,7 +29,6 @@ PIXELS = """picture => {
     canvas.getContext("2d").drawImage(picture, 0, 0);
     return canvas.toDataURL();
 }"""
-
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 
 
@@ -211,12 +213,91 @@ def test_task(page, lab, shoot):
     expect(page.locator(".jp-Dialog")).to_have_count(0)
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Five good photographs, and a folder of three to judge, in folders, all of the same name."""
+    root = tmp_path_factory.mktemp("parts")
+    pill = pk.draw_sample_data(root, ("pill",), train=5, good=1, defective=2, size=200, progress=False) / "pill"
+    return sorted(pill.glob("train/good/*")), pill / "test"
+
+
+def drag(page, place, files, *steps):
+    """Files and folders hang on the pointer over a place, as the system tells the browser."""
+    place.scroll_into_view_if_needed()
+    at = place.bounding_box()
+    where = {"x": at["x"] + at["width"] / 2, "y": at["y"] + at["height"] / 2}
+    data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for step in steps:
+        session.send("Input.dispatchDragEvent", {"type": step, **where, "data": data})
+    session.detach()
+
+
+def test_own_parts(page, lab, parts, shoot, tmp_path):
+    good, to_judge = parts
+    notebook = open_notebook(page, lab, OWN)
+    notebook.locator(".jp-CodeCell", has_text="utils.own_photographs").click()
+    choose(page, "Run", "Run All Above Selected Cell")
+    boxes = notebook.locator(".patchcore-upload")
+    expect(boxes).to_have_count(2, timeout=60_000)
+    with page.expect_file_chooser() as chooser:
+        boxes.nth(0).get_by_role("button").click()
+    assert chooser.value.is_multiple()
+    chooser.value.set_files(good)
+    expect(boxes.nth(0)).to_contain_text("data/own/good holds 5 photographs5 of 5 saved")
+    with page.expect_file_chooser() as chooser:  # again: nothing is doubled
+        boxes.nth(0).get_by_role("button").click()
+    chooser.value.set_files(good[:1])
+    expect(boxes.nth(0)).to_contain_text("000.png is there already")
+
+    (tmp_path / "list.png").write_bytes(b"no image" * 1_500_000)  # 12 MB, more than servers take as they are
+    box = boxes.nth(1).get_by_role("button")
+    drag(page, box, [to_judge, tmp_path / "list.png"], "dragEnter", "dragOver")
+    expect(boxes.nth(1)).to_have_css("outline-style", "solid")
+    shoot("own_dragged")
+    drag(page, box, [to_judge, tmp_path / "list.png"], "drop")
+    expect(boxes.nth(1)).to_have_css("outline-style", "none")
+    expect(boxes.nth(1)).to_contain_text("data/own/to_judge holds 3 photographs3 of 4 saved")
+    expect(boxes.nth(1)).to_contain_text("000.png is saved as 000_2.png")
+    expect(boxes.nth(1)).to_contain_text("not saved: cannot read image list.png (it is no image,")
+    shoot("own_uploaded")
+
+    cells = run_all(page, lab, notebook, OWN)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
+    assert "5 good photographs, 3 to judge\n" in [output.get("text") for output in outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    for name, said in {"table": "The strangest first", "why": "Is there something left"}.items():
+        notebook.locator(".jp-MarkdownCell", has_text=said).hover()
+        shoot(f"own_{name}")
+    expect(notebook.locator(".jp-RenderedHTMLCommon table", has_text="verdict").locator("tbody tr")).to_have_count(3)
+    drawn = "pictures => pictures.every(picture => picture.naturalWidth > 0)"
+    wait(lambda: notebook.locator("img").evaluate_all(drawn), 10, "drawing of every picture")
+
+    link = notebook.get_by_role("link", name="Download the report")
+    link.scroll_into_view_if_needed()
+    with page.expect_download() as download:
+        link.click()
+    assert download.value.suggested_filename == "own_parts.html"
+    report = tmp_path / "own_parts.html"
+    download.value.save_as(report)
+    shoot("own_report_link")
+    page.context.set_offline(True)
+    read = page.context.new_page()
+    read.goto(report.as_uri())
+    expect(read.get_by_role("heading", level=1)).to_have_text("Own parts")
+    assert read.locator("img").count() >= 3
+    wait(lambda: read.locator("img").evaluate_all(drawn), 10, "drawing of every picture")
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+
+
 def test_links_open_the_tasks(page, lab, shoot):
     notebook = open_notebook(page, lab, WORKSHOP)
     shoot("workshop_opened")
     tab = page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab")
     tasks = sorted(path.name for path in (REPOSITORY / "notebooks").glob("task*.ipynb"))
     assert tasks
+    tasks.append(Path(OWN).name)
     for count, task in enumerate(tasks, 2):
         notebook.locator(f".jp-MarkdownOutput a[href*='/{task}']").first.click()
         opened = tab.filter(has_text=task)

@@ -16,11 +16,13 @@ import nbformat
 import pytest
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from PIL import Image
 
 import patchcore_kit as pk
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+OWN = "own_parts"  # needs no masks and no test images
 NO_NETWORK = """
 import socket
 def connect_here(self, address, connect=socket.socket.connect):
@@ -83,7 +85,7 @@ def printed(cell):
 
 def test_all_are_there():
     numbers = sorted(int(name[4]) for name in NAMES if name.startswith("task"))
-    assert numbers == [1, 2, 3, 4, 5, 6, 7] and len(NAMES) == 8 and "workshop" in NAMES
+    assert numbers == [1, 2, 3, 4, 5, 6, 7] and len(NAMES) == 9 and {"workshop", OWN} < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,7 +200,9 @@ WITHOUT_MASKS = {
     ],
     "task7_image_size": [NO_PIXELS],
 }  # fmt: skip
-WITHOUT_ONE = {name: [text.replace(" and no ground truth", "") for text in WITHOUT_MASKS[name]] for name in NAMES}
+WITHOUT_ONE = {
+    name: [text.replace(" and no ground truth", "") for text in texts] for name, texts in WITHOUT_MASKS.items()
+}
 NO_METRICS, NO_AUROC = "no image and pixel metrics for bottle: {}", "no values of instance_auroc for bottle: {}"
 NO_THREE = "no values of instance_auroc, full_pixel_auroc, anomaly_pro for bottle: {}"
 FIRST = "is not defined: the first category is taken"
@@ -218,12 +222,12 @@ WITHOUT_TEST = {
     ],
     "task4_masks": [
         "bottle: {} to evaluate", f"full_pixel_f1 {FIRST}", "no predictions: {}", "no predictions: {}", "no table: {}",
-        "no image histogram: {}", "no verdicts: {}", "no pixel histogram: {}", "no examples: {}", "no slider: {}",
-        "nothing to check: {}",
+        "no image histogram: {}", "no verdicts: {}", "no reasons: {}", "no pixel histogram: {}", "no examples: {}",
+        "no slider: {}", "nothing to check: {}",
     ],
     "task5_worst": [
         "bottle: {} to evaluate", NO_AUROC, f"instance_auroc {FIRST}", "no predictions: {}", "no scores: {}",
-        "no table: {}", "no examples: {}", "no examples: {}", "no images: {}", "no verdicts: {}",
+        "no table: {}", "no examples: {}", "no examples: {}", "no images: {}", "no reasons: {}", "no verdicts: {}",
         "no repair to measure: {}", "no scores: {}", "nothing to check: {}",
     ],
     "task6_best": [
@@ -237,6 +241,7 @@ WITHOUT_TEST = {
     ],
 }  # fmt: skip
 IMAGES, PIXELS = "needs good and defective images", "needs good and defective pixels"
+ALL_GOOD = "no regions to show: test/good/015.png is good"  # the strangest of bottle's
 ONLY_GOOD = {
     "workshop": [
         "no defective test images, so good ones only", "no defective test images: test/good/000.png instead",
@@ -253,12 +258,12 @@ ONLY_GOOD = {
         "nothing to compare: needs metrics of two categories", "nothing to check: no metrics",
     ],
     "task4_masks": [
-        f"full_pixel_f1 {FIRST}", f"no image histogram: {IMAGES}", f"no pixel histogram: {PIXELS}",
+        f"full_pixel_f1 {FIRST}", f"no image histogram: {IMAGES}", ALL_GOOD, f"no pixel histogram: {PIXELS}",
         f"no binarised maps: {PIXELS}", f"no slider: {PIXELS}", f"nothing to check: {IMAGES}",
     ],
     "task5_worst": [
         NO_AUROC.format(IMAGES), f"instance_auroc {FIRST}", "margin is not defined: sorted by score",
-        f"no binarised maps: {PIXELS}", f"no verdicts: {IMAGES}", f"nothing to check: {IMAGES}",
+        f"no binarised maps: {PIXELS}", ALL_GOOD, f"no verdicts: {IMAGES}", f"nothing to check: {IMAGES}",
     ],
     "task6_best": [
         NO_THREE, f"instance_auroc {FIRST}", f"no image histogram: {IMAGES}", "iou is not defined: sorted by score",
@@ -309,14 +314,14 @@ def says_what_it_lacks(name, lacks, data, work, kernel):
 
 
 @pytest.mark.parametrize("lacks", ["masks", "test images"])  # the two others on all of bottle
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITHOUT_MASKS)
 def test_runs_on_a_few_images_without(name, lacks, tmp_path, mvtec, kernel):
     says_what_it_lacks(name, lacks, bottle_without(lacks, mvtec, tmp_path / "parts", few=2), tmp_path, kernel)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("lacks", REASONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITHOUT_MASKS)
 def test_runs_on_all_of_bottle_without(name, lacks, tmp_path, mvtec, kernel):
     says_what_it_lacks(name, lacks, bottle_without(lacks, mvtec, tmp_path / "parts"), tmp_path, kernel)
 
@@ -326,3 +331,31 @@ def test_runs_on_drawn_parts_without_masks(name, tmp_path, kernel):
     parts = pk.draw_sample_data(tmp_path / "parts", ("pill",), train=8, good=4, defective=6, progress=False)
     shutil.rmtree(parts / "pill/ground_truth")
     run_in(kernel, name, tmp_path, parts, answer=True)
+
+
+# photographs of one's own
+
+
+def test_own_photographs_alone(tmp_path, sample_root, kernel):
+    """Of sizes of their own, none to judge, and so few that there is no threshold."""
+    good = tmp_path / "data/own/good"
+    good.mkdir(parents=True)
+    for path in sorted(sample_root.glob("weave/train/good/*"))[:2]:
+        Image.open(path).resize((160, 96)).save(good / f"{path.stem}.jpg")
+    notebook = run_in(kernel, OWN, tmp_path, sample_root, answer=False)
+    assert lacking(notebook) == [
+        "index is not defined: sorted by score",
+        "nothing to check: the model has no threshold",
+    ]
+    text = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert "there are none to judge: it takes the good ones" in text and "2 good photographs, 2 to judge\n" in text
+    assert "holds no photographs yet" not in text and "424 x 256 pixels" in text
+    assert "000.jpg" in (tmp_path / "report/own_parts.html").read_text() and (tmp_path / "models/own").is_dir()
+
+
+def test_no_photographs_but_data_without_test_images(tmp_path, mvtec, kernel):
+    data = bottle_without("test images", mvtec, tmp_path / "parts", few=4)
+    notebook = run_in(kernel, OWN, tmp_path, data, answer=True)
+    text = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert f"data/own/good holds no photographs yet: it goes on with bottle of {data}" in text
+    assert "4 good photographs, 4 to judge\n" in text

@@ -10,6 +10,7 @@ from PIL import Image
 import patchcore_kit as pk
 from patchcore_kit import plots
 from patchcore_kit.calibration import Calibration
+from patchcore_kit.datasets import as_samples
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
 from patchcore_kit.reasons import Explanation, Normal, Region
 from patchcore_kit.transforms import Transform
@@ -464,3 +465,61 @@ def test_models_without_origins_show_the_region_alone():
 def test_good_images_have_no_reasons():
     with pytest.raises(pk.DataError, match=r"no regions to show: test/good/0\.png is good"):
         plots.explanation(Explanation("test/good/0.png", "good", 0.5, "", ()))
+
+
+def test_maps_over_photographs(tmp_path, sample_root):
+    """In the photographs' own pixels, whatever the network has seen of them."""
+    good = sorted(sample_root.glob("pill/train/good/*"))
+    detector = pk.PatchCore(pk.load_backbone("starter"), resize=72, imagesize=64, scoring="density", progress=False)
+    detector.fit(good)
+    strange = Image.open(good[0]).resize((300, 200))
+    strange.paste("red", (120, 90, 160, 130))
+    strange.save(tmp_path / f"{'long' * 12}$_$.png")
+    samples = as_samples([tmp_path / f"{'long' * 12}$_$.png", *good[:3]])
+    predictions = detector.predict(samples)
+    axes = plots.over_photographs(samples, predictions, [0, 1, 2, 3])
+    assert len(axes) == 4 and len(axes[0].figure.axes) == 7  # two empty ones, and the colour bar
+    first, second, *_ = axes
+    assert first.get_xlim() == (-0.5, 299.5) and first.get_ylim() == (199.5, -0.5)
+    name = f"...{samples[0].name[-36:]}"
+    assert first.get_title() == f"{name}\ndefective, index {predictions.index[0]:.2f}"
+    photograph, heat = (drawn.get_array() for drawn in first.images)
+    assert photograph.shape == (200, 300, 3) and heat.shape == (200, 300, 4)
+    unseen = np.isnan(predictions.placed(0))
+    assert unseen.any() and (heat[unseen] == (0.5, 0.5, 0.5, 0.7)).all() and heat[~unseen][:, 3].max() <= plots.COVER
+    region, *others = predictions.explain(0).regions
+    box = first.patches[0].get_bbox()
+    assert (box.x0, box.y0, box.x1, box.y1) == tuple(side - 0.5 for side in region.box)
+    assert [text.get_text() for text in first.texts] == [str(n + 1) for n in range(len(others) + 1)]
+    assert len(first.collections) == 2 and not second.patches and not second.texts  # outlined twice
+    outline = np.concatenate([path.vertices for path in first.collections[0].get_paths()])
+    assert predictions.placed(0)[tuple(outline.round().astype(int).T[::-1])] == pytest.approx(
+        predictions.alarm_threshold_pixel, rel=0.3
+    )
+
+
+def test_photographs_without_threshold_reasons_or_sizes(sample_root):
+    samples = as_samples(sorted(sample_root.glob("pill/train/good/*"))[:2])
+    detector = pk.PatchCore(pk.load_backbone("starter"), resize=(64, 64), progress=False)
+    predictions = detector.fit(samples).predict(samples)
+    assert predictions.alarm_threshold is None
+    (ax,) = plots.over_photographs(samples, predictions, [1])
+    assert ax.get_title().endswith(f"score {predictions.scores[1]:.3g}") and len(ax.texts) == 1
+    (ax,) = plots.over_photographs(samples, dataclasses.replace(predictions, evidence=None), [1])
+    assert not ax.texts
+    with pytest.raises(pk.ResultsError, match="predict again"):
+        plots.over_photographs(samples, dataclasses.replace(predictions, transform=None), [1])
+    with pytest.raises(pk.SettingsError, match="do not belong to these 1 samples"):
+        plots.over_photographs(samples[:1], predictions, [0])
+    with pytest.raises(pk.SettingsError, match="no photographs to show"):
+        plots.over_photographs(samples, predictions, [])
+
+
+def test_large_photographs_are_drawn_smaller(tmp_path, sample_root):
+    path = tmp_path / "large.jpg"
+    Image.open(next(sample_root.glob("pill/train/good/*"))).resize((2500, 40)).save(path)
+    predictions = (
+        pk.PatchCore(pk.load_backbone("starter"), resize=(32, 512), progress=False).fit([path]).predict([path])
+    )
+    (ax,) = plots.over_photographs([path], predictions, [0])
+    assert ax.images[0].get_array().shape == (20, 1250, 3) and ax.get_xlim() == (-0.5, 2499.5)

@@ -67,6 +67,9 @@ def test_a_run_is_made_once_and_evaluated_once(work, capsys):
     shutil.rmtree(run)
     utils.find_or_evaluate(data, utils.find_or_train(data, run))
     assert predictions.stat().st_mtime_ns > evaluated  # the models are newer
+    dataclasses.replace(pk.Predictions.load(predictions), evidence=None).save(predictions)
+    utils.find_or_evaluate(data, run)
+    assert pk.Predictions.load(predictions).evidence is not None  # those of earlier versions had no reasons
     evaluated = predictions.stat().st_mtime_ns
     args = utils.get_evaluate_args(data, ["pill"], run / "models")  # another evaluation in the same place
     with utils.commandline_args(*args), pytest.raises(SystemExit):
@@ -239,3 +242,29 @@ def test_thresholds_are_said_with_what_they_promise(capsys):
     look, defective = capsys.readouterr().out.splitlines()
     assert look.startswith("look above 96 for 5% false alarms, from 100 good images: the true rate lies between")
     assert defective.startswith("defective above 100 for 1% false alarms")
+
+
+def test_own_photographs_or_some_of_the_data(work, sample_root, capsys):
+    folders = Path("own/good"), Path("own/new")
+    good, judged = utils.own_photographs(sample_root, *folders, most=5)
+    assert capsys.readouterr().out == f"own/good holds no photographs yet: it goes on with pill of {sample_root}\n"
+    assert len(good) == 5 and {sample.label for sample in good} == {0}
+    assert len(judged) == 10 and {(sample.label, sample.mask_path) for sample in judged} == {(-1, None)}
+    folders[0].mkdir(parents=True)
+    (folders[0] / ".DS_Store").touch()
+    assert utils.own_photographs(sample_root, *folders, most=5)[0] == good  # nothing that counts
+    capsys.readouterr()
+    for n in (1, 2):
+        shutil.copy(good[n].path, folders[0])
+    good, judged = utils.own_photographs(sample_root, *folders)
+    assert [sample.name for sample in good] == ["001.png", "002.png"] and judged == good
+    assert good[0].label == 0 and capsys.readouterr().out.startswith("there are none to judge")
+    shutil.copytree(folders[0], folders[1])
+    (folders[1] / "001.png").unlink()
+    good, judged = utils.own_photographs(sample_root, *folders)
+    assert len(good) == 2 and [(sample.name, sample.label) for sample in judged] == [("002.png", -1)]
+    assert capsys.readouterr().out == ""
+    (folders[1] / "002.png").rename("elsewhere.png")
+    (folders[1] / "notes.txt").touch()
+    with pytest.raises(pk.DataError, match="no images in own/new"):
+        utils.own_photographs(sample_root, *folders)

@@ -1,4 +1,6 @@
 import base64
+import datetime
+import html
 import io
 
 import numpy as np
@@ -6,7 +8,9 @@ import pytest
 from PIL import Image
 
 import patchcore_kit as pk
-from patchcore_kit.widgets import ThresholdSlider
+from patchcore_kit.widgets import ThresholdSlider, Upload
+
+NOW = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
@@ -68,3 +72,96 @@ def test_needs_masks(samples, predictions):
     without = pk.Predictions(predictions.scores, predictions.maps, predictions.labels, None, predictions.names)
     with pytest.raises(pk.DataError, match="no precision and recall: needs a mask of every defective image"):
         ThresholdSlider(samples, pk.Transform(64, 56), without, 0)
+
+
+# uploads
+
+
+def picture(colour=0, kind="PNG"):
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 6), (colour, 0, 0)).save(file, kind)
+        return file.getvalue()
+
+
+def give(upload, **files):
+    """What the browser gives after a choice: names and contents."""
+    given = [{"name": name, "type": "", "size": len(content), "content": memoryview(content), "last_modified": NOW}
+             for name, content in files.items()]  # fmt: skip
+    upload.button.value = given
+    return upload.text.value.split("<br>")
+
+
+@pytest.fixture
+def upload(tmp_path):
+    return Upload(tmp_path / "own" / "good")
+
+
+def names(upload):
+    return sorted(path.name for path in upload.folder.iterdir())
+
+
+def test_uploads_are_saved_and_counted(upload):
+    assert upload.text.value == f"{upload.folder} holds no photographs yet" and upload.folder.is_dir()
+    one, other = picture(1), picture(2, "JPEG")
+    assert give(upload, **{"a.png": one, "b.JPG": other}) == [f"{upload.folder} holds 2 photographs", "2 of 2 saved"]
+    assert (upload.folder / "a.png").read_bytes() == one and (upload.folder / "b.JPG").read_bytes() == other
+    assert [len(file["content"]) for file in upload.button.value] == [0, 0]  # let go
+    assert Upload(upload.folder).text.value == f"{upload.folder} holds 2 photographs"
+
+
+def test_uploads_replace_nothing(upload):
+    give(upload, **{"a.png": picture(1)})
+    said = give(upload, **{"a.png": picture(2)})
+    assert said == [f"{upload.folder} holds 2 photographs", "1 of 1 saved", "a.png is saved as a_2.png"]
+    assert (upload.folder / "a.png").read_bytes() == picture(1)
+    for content, name in ((picture(1), ""), (picture(2), ", as a_2.png")):
+        assert give(upload, **{"a.png": content})[1:] == ["0 of 1 saved", f"a.png is there already{name}"]
+    give(upload, **{"a.png": picture(3)})
+    assert names(upload) == ["a.png", "a_2.png", "a_3.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("../../up.png", "up.png"),
+        ("C:\\photographs\\up.png", "up.png"),
+        ("/etc/up.png", "up.png"),
+        ("...png", "png"),
+        (".hidden.png", "hidden.png"),
+        ('a"b\n?.png', "a_b__.png"),
+        ("Spule ä 1.png", "Spule ä 1.png"),
+        (f"{'long' * 60}.png", f"{'long' * 15}.png"),
+    ],
+)
+def test_names_stay_in_the_folder(upload, name, saved):
+    said = give(upload, **{name: picture()})
+    if saved == "png":
+        assert said[2] == "not saved: png is of a kind that is not read: save it as PNG or JPEG first"
+    else:
+        assert names(upload) == [saved]
+        assert said[2:] == ([] if saved == name else [f"{html.escape(name)} is saved as {html.escape(saved)}"])
+    assert sorted(path.name for path in upload.folder.parents[1].rglob("*.png")) == names(upload)
+
+
+def test_what_is_no_image_is_refused(upload):
+    files = {"text.png": b"words", "empty.png": b"", "page.jpg": b"<html>", "IMG.heic": picture()}
+    with io.BytesIO() as file:
+        Image.effect_noise((64, 64), 50).save(file, "PNG")
+        files["half.png"] = file.getvalue()[:2000]
+    said = give(upload, **files, **{"good.png": picture()})
+    assert said[:2] == [f"{upload.folder} holds 1 photograph", "1 of 6 saved"] and names(upload) == ["good.png"]
+    for name, line in zip(files, said[2:], strict=True):
+        assert line.startswith("not saved: ") and name in line
+    assert "it is empty" in said[3] and "web page" in said[4] and said[5].endswith("save it as PNG or JPEG first")
+
+
+def test_of_many_refusals_the_first_are_told(upload):
+    said = give(upload, **{f"<{n}>.txt": b"" for n in range(12)})
+    assert len(said) == 11 and said[-1] == "and 4 more" and said[2].startswith("not saved: _0_.txt is of a kind")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    upload = Upload(tmp_path / "file" / "good")
+    assert give(upload, **{"a.png": picture()})[1].startswith("0 of 1 saved")
+    assert "not saved: cannot write" in upload.text.value
