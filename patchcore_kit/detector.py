@@ -536,40 +536,36 @@ class PatchCore:
         patches: np.ndarray,
         size: np.ndarray,
     ) -> list[tuple]:
-        """The regions of one image above the threshold, as `Evidence` keeps them, one row of its arrays each."""
+        """The regions of one image above the threshold: its number, boxes, peak, picture, and strangest patch (D,)."""
         threshold = self.calibration_.pixel.value if self.calibration_ else None
-        found = reasons.find_regions(anomaly_map, patches, threshold)
-        known = self.photographs_ and self.bank_.images is not None
-        k = min(reasons.NEAREST, len(self.bank_)) if known else 0
-        cells = np.array([cell for _, cell in found])
-        distances, nearest = np.empty((len(cells), 0), dtype=np.float32), np.empty((len(cells), 0), dtype=int)
-        if k:
-            distances, nearest = self.bank_.search(rows[torch.from_numpy(cells).to(rows.device)], k)
-        size, pixels, places = tuple(size.tolist()), 1.0, []
-        for whole, side in zip(self.transform.resized(size), size, strict=True):
-            pixels *= side / whole
-        for (region, cell), near, far in zip(found, nearest, distances, strict=True):
+        size, places = tuple(size.tolist()), []
+        pixels = math.prod(side / whole for side, whole in zip(size, self.transform.resized(size), strict=True))
+        for region, cell in reasons.find_regions(anomaly_map, patches, threshold):
             box, patch = (
                 reasons.in_photograph(each, self.transform, size)
                 for each in (reasons.box_of(region), reasons.cell_box(cell, self.grid_, self.transform.size))
             )
-            of = [(self.bank_.images[row], self.bank_.cells[row]) for row in near]
-            boxes = (*box, round(region.sum() * pixels), *patch)
-            peak = anomaly_map[region].max()
-            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), of, far))
+            boxes, peak = (*box, round(region.sum() * pixels), *patch), anomaly_map[region].max()
+            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), rows[cell].clone()))
         return places
 
     def _evidence(self, found: list[tuple]) -> Evidence:
-        k = len(found[0][4]) if found else 0
+        """All regions, and the good patches nearest to them, where the model knows which images its rows are of."""
+        known = self.photographs_ and self.bank_.images is not None
+        k = min(reasons.NEAREST, len(self.bank_)) if known else 0
         side = reasons.picture_side(self.transform.size, self.grid_)
-        images, boxes, peaks, pictures, near, distances = zip(*found, strict=True) if found else ((),) * 6
+        images, boxes, peaks, pictures, rows = zip(*found, strict=True) if found else ((),) * 5
+        distances, near = np.empty((len(found), k), dtype=np.float32), np.empty((len(found), k, 2), dtype=np.int64)
+        if found and k:
+            distances, nearest = self.bank_.search(torch.stack(rows), k)
+            near = np.stack([self.bank_.images[nearest], self.bank_.cells[nearest]], axis=-1)
         return Evidence(
             np.array(images, dtype=np.int64),
             np.array(boxes, dtype=np.int64).reshape(-1, 9),
             np.array(peaks, dtype=np.float32),
             np.array(pictures, dtype=np.uint8).reshape(-1, side, side, 3),
-            np.array(near, dtype=np.int64).reshape(len(found), k, 2),
-            np.array(distances, dtype=np.float32).reshape(len(found), k),
+            near,
+            distances,
             self.train_names_,
             self.sizes_,
             self.photographs_,
