@@ -25,7 +25,7 @@ from patchcore_kit import coreset
 from patchcore_kit.patches import products
 
 SHOWN = ("instance_auroc", "full_pixel_auroc", "full_pro", "alarm_f1", "alarm_false_alarms", "alarm_missed")
-LAMP = 20  # images for new thresholds
+LAMP = 20  # images for new thresholds, or half of the training images
 DARKER = 2 / 3
 
 
@@ -60,7 +60,7 @@ def grown(new: Callable[..., pk.PatchCore], category: pk.Category) -> list[dict]
     whole, fitting = timed(lambda: new().fit(train))
     one = new().fit(train[:half])
     one, extending = timed(lambda: one.extend(train[half:]))
-    first, *steps = [[train[i] for i in part] for part in np.array_split(np.arange(len(train)), 11)]
+    first, *steps = [[train[i] for i in part] for part in np.array_split(np.arange(len(train)), min(11, len(train)))]
     ten = new().fit(first)
     for step in steps:
         ten.extend(step)
@@ -83,11 +83,12 @@ def lamp(new: Callable[..., pk.PatchCore], category: pk.Category, folder: Path) 
             changed.append(pk.Sample(sample.name, path.with_suffix(".png"), sample.mask_path, sample.defect))
         return changed
 
-    train, test = category.train[:-LAMP], darkened(category.test)
+    kept_out = min(LAMP, len(category.train) // 2)
+    train, test = category.train[:-kept_out], darkened(category.test)
     model = new().fit(train)
     remarked = model.predict(test).remarks
     rows = [row("before", model, test, remarked=np.mean([bool(remark) for remark in remarked]))]
-    model.recalibrate(darkened(category.train[-LAMP:]))
+    model.recalibrate(darkened(category.train[-kept_out:]))
     remarked = model.predict(test).remarks
     rows.append(row("recalibrated", model, test, remarked=np.mean([bool(remark) for remark in remarked])))
     return [*rows, row("fitted anew", new().fit(darkened(train)), test, remarked=0.0)]
