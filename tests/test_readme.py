@@ -142,8 +142,8 @@ def test_the_page_on_data_names_what_there_is():
 
 
 def test_every_option_of_the_table_exists():
-    from patchcore_kit import cli
+    from patchcore_kit import app, cli
 
-    commands = (cli.run_patchcore, *cli.run_patchcore.commands.values())
+    commands = (cli.run_patchcore, *cli.run_patchcore.commands.values(), *app.main.commands.values())
     known = {name for command in commands for parameter in command.params for name in parameter.opts}
     assert set(re.findall(r"`(--[a-z_]+)", README)) - {"--help"} <= known

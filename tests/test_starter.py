@@ -3,7 +3,6 @@
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pytest
@@ -66,7 +65,7 @@ def test_it_loads_at_once():
         started = time.perf_counter()
         pk.load_backbone("starter")
         times.append(time.perf_counter() - started)
-    assert median(times) < 0.1
+    assert min(times) < 0.1  # other processes only make it slower
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -80,7 +79,7 @@ def test_it_is_three_times_as_fast_as_resnet18(starter, batch):
                 started = time.perf_counter()
                 one(images)
                 passes.append(time.perf_counter() - started)
-    assert median(times[network]) > 3 * median(times[starter])
+    assert min(times[network]) > 3 * min(times[starter])
 
 
 # --- what it finds -----------------------------------------------------------------------------------------------
