@@ -55,7 +55,6 @@ LAYERS = {  # of the networks that have others, where the kit knows which to beg
     "dinov3_convnext_tiny": ("stages.1", "stages.2"),
 }
 BATCH = 8  # photographs judged at a time, once the first one's verdict is out
-WORTH = 2**15  # photographs times rows of the bank from which on it pays to prepare the fast search
 PICTURE = 1600  # pixels of a picture's longer side at most
 OUTLINE = (255, 0, 60)
 
@@ -420,14 +419,13 @@ def _judged(
     model: Path, weights: str | None, gpu: int | None, samples: "Sequence[Sample]"
 ) -> "Iterator[tuple[Sequence[Sample], Predictions | None, str]]":
     """Samples in order, some at a time, and what the model says of them; or one that cannot be read, and why."""
-    detector = _Detector(model, weights, gpu)
+    detector = _open(model, weights, gpu)
     for batch in (samples[:1], *(samples[start : start + BATCH] for start in range(1, len(samples), BATCH))):
-        detector.expect(len(samples))
         yield from _tried(detector, batch)
 
 
 def _tried(
-    detector: "_Detector", samples: "Sequence[Sample]"
+    detector: "PatchCore | PatchCoreEnsemble", samples: "Sequence[Sample]"
 ) -> "Iterator[tuple[Sequence[Sample], Predictions | None, str]]":
     try:
         predictions, why = detector.predict(samples), ""
@@ -440,52 +438,10 @@ def _tried(
             yield from _tried(detector, [sample])
 
 
-class _Detector:
-    """A saved model that gives a first verdict without delay.
+def _open(model: Path, weights: str | None, gpu: int | None) -> "PatchCore | PatchCoreEnsemble":
+    from patchcore_kit.ensemble import load_detector
 
-    The fast search has to be prepared, which takes as long as several photographs; so at first the bank is searched as
-    a whole, which is exact. Ensembles are opened as they are.
-    """
-
-    def __init__(self, model: Path, weights: str | None, gpu: int | None) -> None:
-        from patchcore_kit.detector import PatchCore
-        from patchcore_kit.ensemble import load_detector
-        from patchcore_kit.reference_format import prefixes
-
-        class Flat(PatchCore):
-            """One whose bank is not prepared for the fast search."""
-
-            def _bank(self, rows, arrays):
-                self.wanted, self.search = self.search, "flat"
-                return super()._bank(rows, arrays)
-
-        load = Flat.load if prefixes(model) == [""] else load_detector
-        self.detector: PatchCore | PatchCoreEnsemble = load(model, weights, device=_device(gpu), progress=False)
-        self.judged, self.slow = 0, getattr(self.detector, "wanted", "flat") == "fast" and gpu is None
-        _imported()
-
-    def expect(self, total: int) -> None:
-        """Prepare for so many photographs in all, once one is judged."""
-        if self.slow and self.judged and total * len(self.detector.bank_) > WORTH:
-            from patchcore_kit.memory_bank import MemoryBank
-
-            bank = self.detector.bank_
-            self.detector.bank_ = MemoryBank(
-                bank.rows,
-                bank.images,
-                bank.cells,
-                bank.device,
-                search="fast",
-                storage=self.detector.storage,
-                spacing=bank.spacing,
-            )
-            self.slow = False
-
-    def predict(self, samples: "Sequence[Sample]") -> "Predictions":
-        """See `PatchCore.predict`."""
-        predictions = self.detector.predict(samples)
-        self.judged += len(samples)
-        return predictions
+    return load_detector(model, weights, device=_device(gpu), progress=False)
 
 
 def _judgement(predictions: "Predictions", i: int) -> "Judgement":
@@ -794,10 +750,9 @@ def watch(ctx, model, folder, out, settle, interval, only_new, once, weights, gp
     from patchcore_kit import watch as watching
     from patchcore_kit.datasets import Sample
 
-    detector, tally, stop = _Detector(model, weights, gpu), Counter(), Event()
+    detector, tally, stop = _open(model, weights, gpu), Counter(), Event()
 
     def judge(path: Path, name: str) -> "Judgement":
-        detector.expect(detector.judged + 1)
         return _judgement(detector.predict([Sample(name, path, defect=None)]), 0)
 
     def tell(said: "Judgement") -> None:

@@ -269,6 +269,7 @@ class PatchCore:
             search=self.search,
             storage=self.storage,
             spacing=arrays.get("spacing"),
+            prepared=arrays,
         )
 
     def _hold_out(self, rows: Iterable[torch.Tensor], images: np.ndarray) -> HeldOut | None:
@@ -647,7 +648,7 @@ class PatchCore:
         arrays = {name: values for name, values in arrays.items() if values is not None}
         for known in (self.calibration_, self.appearance_, self.held_out_, self.reserve_):
             arrays |= {} if known is None else known.arrays()
-        arrays |= {"training_sizes": self.sizes_} | reasons.bundled(self.photographs_)
+        arrays |= self.bank_.prepared | {"training_sizes": self.sizes_} | reasons.bundled(self.photographs_)
         return reference_format.SavedModel(params, self.bank_.rows, extras, arrays)
 
     @classmethod

@@ -3,6 +3,7 @@
 Distances are squared Euclidean, as FAISS and the reference have them.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import faiss
@@ -24,6 +25,7 @@ QUERIES = 512  # compared in full at a time
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
 NEIGHBOURS = 9  # whose distances make a row's spacing
 AROUND = 5  # rows of the bank, itself among them, over which it is averaged: one row's is uneven
+PREPARED = ("search_axes", "search_origin", "search_centres", "search_reach")
 CLUSTERS, PROBES = 400, 8  # of all patches, and how many of them are searched for the neighbours
 
 
@@ -45,6 +47,7 @@ class MemoryBank:
         sqrt(M) clusters. It may find the second nearest instead; benchmarks/README.md says how often, and by how much.
     storage: "float32", or "float16" for half the memory and distances within 0.1 %.
     spacing: (M,) how far apart good patches lie around each row (see `spacing`), None where nobody asks for it.
+    prepared: what a bank of the same rows has found out for the fast search (see there), which takes seconds.
 
     Raises SettingsError for an unknown search or storage.
     """
@@ -59,6 +62,7 @@ class MemoryBank:
         search: str = "fast",
         storage: str = "float32",
         spacing: np.ndarray | None = None,
+        prepared: Mapping[str, np.ndarray] | None = None,
     ):
         check(search, storage)
         rows = torch.as_tensor(rows)
@@ -71,7 +75,7 @@ class MemoryBank:
         d, half = rows.shape[1], faiss.ScalarQuantizer.QT_fp16
         self._flat = faiss.IndexFlatL2(d) if storage == "float32" else faiss.IndexScalarQuantizer(d, half)
         if search == "fast" and len(rows) > FEW:
-            self._candidates = _Candidates(rows)
+            self._candidates = _Candidates(rows, prepared)
         for block in rows.split(ROWS):
             block = block.float().contiguous()
             self._flat.add(block.numpy())
@@ -98,6 +102,11 @@ class MemoryBank:
 
     def __len__(self) -> int:
         return self._flat.ntotal
+
+    @property
+    def prepared(self) -> dict[str, np.ndarray]:
+        """What the fast search has found out about the rows, by name; nothing where there is none."""
+        return self._candidates.arrays() if self._candidates else {}
 
     @cached_property
     def scale(self) -> float:
@@ -169,8 +178,20 @@ class _Candidates:
     between many.
     """
 
-    def __init__(self, rows: torch.Tensor) -> None:
-        """Finds components and clusters; the rows (M, D) are still to be added."""
+    def __init__(self, rows: torch.Tensor, prepared: Mapping[str, np.ndarray] | None = None) -> None:
+        """Finds components and clusters, or takes those that are prepared; the rows (M, D) are still to be added."""
+        if prepared and all(name in prepared for name in PREPARED):
+            self.axes, self.origin, self.centres, self.reach = (torch.from_numpy(prepared[name]) for name in PREPARED)
+        else:
+            self._find(rows)
+        clusters, components = self.centres.shape
+        self.index = faiss.index_factory(components, f"IVF{clusters},SQfp16")
+        self.index.parallel_mode = 3  # a query at a time; 0 would be one thread alone
+        self.index.nprobe = clusters  # how many a query can name
+        self.index.quantizer.add(self.centres.numpy())
+        self.index.train(self.centres.numpy())  # there is nothing left to find
+
+    def _find(self, rows: torch.Tensor) -> None:
         import scipy.linalg  # a fifth of a second that a first verdict need not wait for
 
         sample = rows[:: -(-len(rows) // SAMPLE)].float()
@@ -180,13 +201,15 @@ class _Candidates:
         self.axes = torch.from_numpy(scipy.linalg.eigh(spread, subset_by_index=(d - components, d - 1))[1].T.copy())
         self.origin = -self.axes @ mean
         clusters = min(round(len(rows) ** 0.5), len(rows) // 39)  # FAISS wants 39 rows for each
-        self.index = faiss.index_factory(components, f"IVF{clusters},SQfp16")
-        self.index.parallel_mode = 3  # a query at a time; 0 would be one thread alone
-        self.index.nprobe = clusters  # how many a query can name
         sample = self.turn(rows[:: max(1, len(rows) // (128 * clusters))].float())
-        self.index.train(sample.numpy())
-        self.centres = torch.from_numpy(self.index.quantizer.reconstruct_n(0, clusters))
+        index = faiss.index_factory(components, f"IVF{clusters},SQfp16")
+        index.train(sample.numpy())
+        self.centres = torch.from_numpy(index.quantizer.reconstruct_n(0, clusters))
         self.reach = REACH * self.to_centres(sample).amin(1).square().mean().sqrt()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """How it is stored, by key."""
+        return {name: getattr(self, name.removeprefix("search_")).numpy() for name in PREPARED}
 
     def turn(self, rows: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (N, d) principal components."""

@@ -129,6 +129,17 @@ def test_rows_of_an_image_left_out_are_as_if_never_there(storage, search, monkey
     assert (bank.search(queries, 1)[1][:, 0] == np.flatnonzero(images == 2)).mean() > 0.99  # there again
 
 
+def test_what_is_prepared_is_taken_as_it_is(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(1200, 24)).astype(np.float32)
+    bank = pk.MemoryBank(rows)
+    monkeypatch.setattr(memory_bank._Candidates, "_find", None)  # nothing is sought again
+    again = pk.MemoryBank(rows, prepared=bank.prepared)
+    queries = torch.from_numpy(rows[:300] + 0.3)
+    for ours, theirs in zip(again.search(queries, 3), bank.search(queries, 3), strict=True):
+        assert (ours == theirs).all()
+    assert pk.MemoryBank(rows, search="flat").prepared == {}
+
+
 def test_too_few_rows_are_left(rows):
     bank = pk.MemoryBank(rows, np.arange(300) // 299)
     with pytest.raises(pk.SettingsError, match="cannot search 2 neighbours in a bank of 1 rows"):
