@@ -489,15 +489,16 @@ class PatchCore:
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
-        passing, found = _Passing(), []
+        passing, found, start = _Passing(), [], 0
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         for rows in self.embedding.each(self._feature_maps(samples, "score images", notes, passing)):
             scores, maps, patches = self._scored(rows, len(rows) // math.prod(self.grid_))
             for i, own in enumerate(rows.split(math.prod(self.grid_))):
-                number = sum(len(part[0]) for part in parts) + i
+                number = start + i
                 if self.calibration_ is None or scores[i] > self.calibration_.look.value:
                     found += self._places(number, passing.images[i], own, maps[i], patches[i], sizes[number])
             parts.append((scores, maps))
+            start += len(scores)
         scores, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         remarks = self._remarks(passing.values, sizes, samples, notes)
         return Predictions(
