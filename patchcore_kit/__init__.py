@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # for editors; at run time each module is loaded when a name 
     from patchcore_kit.detector import PatchCore, load_transform
     from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
     from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
-    from patchcore_kit.experiments import COSTS, published_results, read_results, tied
     from patchcore_kit.files import work_folder
     from patchcore_kit.image_cache import ImageCache
     from patchcore_kit.memory_bank import MemoryBank
@@ -31,6 +30,7 @@ if TYPE_CHECKING:  # for editors; at run time each module is loaded when a name 
     from patchcore_kit.plots import save_segmentation_images
     from patchcore_kit.predictions import METRICS, Predictions, evaluate
     from patchcore_kit.reference_format import find_models
+    from patchcore_kit.results import COSTS, published_results, read_results, tied
     from patchcore_kit.sample_data import draw_sample_data
     from patchcore_kit.transforms import Transform, load_images, whole_resize
 
@@ -41,7 +41,6 @@ _NAMES = {
     "detector": ("PatchCore", "load_transform"),
     "ensemble": ("PatchCoreEnsemble", "load_detector"),
     "errors": ("DataError", "KitError", "ModelError", "ResultsError", "SettingsError", "WeightsError"),
-    "experiments": ("COSTS", "published_results", "read_results", "tied"),
     "files": ("work_folder",),
     "image_cache": ("ImageCache",),
     "memory_bank": ("MemoryBank",),
@@ -49,6 +48,7 @@ _NAMES = {
     "plots": ("save_segmentation_images",),
     "predictions": ("METRICS", "Predictions", "evaluate"),
     "reference_format": ("find_models",),
+    "results": ("COSTS", "published_results", "read_results", "tied"),
     "sample_data": ("draw_sample_data",),
     "transforms": ("Transform", "load_images", "whole_resize"),
 }

@@ -283,7 +283,7 @@ def _good(folder: Path) -> "list[Sample]":
 def _learnt(detector: "PatchCore") -> Iterator[str]:
     """What a detector has learnt, and what it promises, in lines."""
     from patchcore_kit.calibration import FEWEST
-    from patchcore_kit.watch import printable
+    from patchcore_kit.files import printable
 
     n, (height, width) = len(detector.train_names_), detector.transform.size
     of = n * detector.grid_[0] * detector.grid_[1]
@@ -445,7 +445,8 @@ def _open(model: Path, weights: str | None, gpu: int | None) -> "PatchCore | Pat
 
 
 def _judgement(predictions: "Predictions", i: int) -> "Judgement":
-    from patchcore_kit.watch import Judgement, printable
+    from patchcore_kit.files import printable
+    from patchcore_kit.watch import Judgement
 
     name, verdict, score = printable(predictions.names[i]), predictions.verdicts[i] or "-", float(predictions.scores[i])
     index = None if predictions.index is None else float(predictions.index[i])
@@ -458,7 +459,8 @@ def _judgement(predictions: "Predictions", i: int) -> "Judgement":
 
 
 def _unreadable(name: str, sentence: str) -> "Judgement":
-    from patchcore_kit.watch import UNREADABLE, Judgement, printable
+    from patchcore_kit.files import printable
+    from patchcore_kit.watch import UNREADABLE, Judgement
 
     return Judgement(printable(name), UNREADABLE, remark=sentence)
 

@@ -23,9 +23,8 @@ from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
     Detector,
     Outputs,
-    Results,
-    check_writable,
     evaluate_models,
+    evaluation_folder,
     run_folder,
     train,
 )
@@ -33,6 +32,7 @@ from patchcore_kit.files import user_path
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
 from patchcore_kit.reference_format import prefixes, read_settings
+from patchcore_kit.results import Results
 from patchcore_kit.scoring import SCORINGS
 from patchcore_kit.transforms import MASK_RULES
 
@@ -484,8 +484,7 @@ def _evaluate(
         "mask_rule": mask_rule,
     }
     outputs = Outputs(False, save_predictions, save_segmentation_images, mask_rule)
-    check_writable(results_path)
-    results = Results(results_path, settings, resume=resume)
-    load = [functools.partial(open_model, path) for path in loader["patch_core_paths"]]
-    evaluate_models(categories, load, results, outputs)
+    with evaluation_folder(results_path) as folder:
+        results = Results(folder, settings, resume=resume)
+        evaluate_models(categories, loader["patch_core_paths"], open_model, results, outputs)
     _report(results, outputs)

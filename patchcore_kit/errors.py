@@ -44,6 +44,12 @@ class ResultsError(KitError, OSError):
     """A results folder that cannot be written or read."""
 
 
+def short(text: object, most: int = 100) -> str:
+    """A text from elsewhere as a part of a message: on one line, and of at most so many characters."""
+    line = " ".join(str(text)[: 10 * most].split())
+    return line if len(line) <= most else f"{line[: most - most // 3 - 1]}…{line[-(most // 3) :]}"
+
+
 def whole_number(name: str, value: int, least: int, most: int = 2**63 - 1) -> int:
     """A setting that must be a whole number from `least` to `most`, as an int, whatever integer type it came as.
 

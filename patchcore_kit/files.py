@@ -1,18 +1,38 @@
-"""Where the kit's files lie, and how they are written: whole or not at all."""
+"""Where the kit's files lie, and how they are written: whole or not at all, whatever happens meanwhile.
 
+What is being written lies in a draft, a hidden folder beside its place, `.patchcore_kit-XXXXXXXX`, which is locked as
+long as its process lives. One that can be locked was left by a process that is dead, and whoever comes next tidies up.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
 import os
 import shutil
+import sys
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from patchcore_kit.errors import ResultsError
+from patchcore_kit.errors import ResultsError, SettingsError, short
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+try:
+    import fcntl
+except ImportError:  # not on Windows, where drafts of dead processes stay
+    fcntl = None
+
 # what numpy and json raise for files that are missing, locked, damaged or something else
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+DRAFT = ".patchcore_kit-"
+LONGEST_NAME = 200  # bytes of a name that a person gives; most file systems take 255, with what is put around it
+LARGEST_JSON = 2**24  # bytes
+BLOCK = 2**20  # bytes read at once
 
 
 def work_folder() -> Path:
@@ -35,29 +55,208 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder, that takes its place when the block ends well.
+def read_json(path: Path) -> dict:
+    """A file that holds one JSON object. Raises OSError if it cannot be read, ValueError if it is something else."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "it is not there", str(path))
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than any of the kit's")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    return content
 
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def checksum(files: Iterable[tuple[str, Path]]) -> str:
+    """(name, path) of files -> 16 hexadecimal digits that change with any name, size or content.
+
+    Raises OSError for a file that cannot be read.
+    """
+    named = list(files)
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(_size_and_crc, (path for _, path in named))
+        lines = [f"{name}\0{size}\0{crc:08x}\n" for (name, _), (size, crc) in zip(named, parts, strict=True)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _size_and_crc(path: Path) -> tuple[int, int]:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "it is no file", str(path))
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return size, crc
+
+
+@contextmanager
+def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """A temporary path for a file or a folder that takes the place of `path` when the block ends well.
+
+    A folder that is there is exchanged in one step where the system can do that, else put back by `tidy` if the process
+    dies between two. Of a link the file or folder that it leads to is replaced.
+
+    check: called with a folder that is about to be replaced, raises if it may not be.
     Raises ResultsError if it cannot be written; what was there before is then still there.
     """
-    path = path.absolute()
-    temporary, before = (path.with_name(f".{os.getpid()}-{kind}-{path.name}") for kind in ("new", "old"))
+    path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if path.is_dir():
-            if not temporary.is_dir():
-                raise IsADirectoryError(0, "it is a folder")
-            path.rename(before)  # a folder cannot be replaced in one step
-        temporary.replace(path)
+        tidy(path.parent)
+        with _draft(path.parent) as draft:
+            new = draft / "new" / path.name
+            new.parent.mkdir()
+            yield new
+            _reach_disk(new)
+            if path.is_dir() and new.is_dir():
+                if check:
+                    check(path)
+                if not _exchange(new, path):
+                    _replace_in_two_steps(new, path, draft / "old")
+            else:
+                new.replace(path)
+            _reach_disk_folder(path.parent)
+    except ResultsError:
+        raise
     except OSError as error:
         raise ResultsError(
-            f"cannot write {path} ({error.strerror or error}): choose a folder that you may write to, "
+            f"cannot write {path} ({short(error.strerror or error)}): choose a folder that you may write to, "
             "with room on its disk"
         ) from None
+
+
+@contextmanager
+def _draft(parent: Path) -> Iterator[Path]:
+    """A new folder that goes with the block, and that nobody takes for a dead process's."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=parent))
+        handle = os.open(draft, os.O_RDONLY)
+        if _lock(handle) and draft.is_dir():  # else somebody has tidied up before it was locked
+            break
+        os.close(handle)
+    try:
+        yield draft
     finally:
-        if before.exists() and not path.exists():
-            before.rename(path)
-        for left in (temporary, before):
-            left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file or folder for as long as it is open; False if another process has it.
+
+    Where the file system has no locks it is taken to be locked.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _reach_disk(path: Path) -> None:
+    """Wait until a file, or all of a folder, is on the disk: a name must not get there before its content."""
+    if not path.is_dir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        return
+    for below in path.iterdir():
+        _reach_disk(below)
+    _reach_disk_folder(path)
+
+
+def _reach_disk_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):  # AT_FDCWD, RENAME_EXCHANGE
+        failed = libc.renameat2(-100, names[0], -100, names[1], 2)
+    elif hasattr(libc, "renamex_np"):  # RENAME_SWAP
+        failed = libc.renamex_np(*names, 2)
+    else:
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), str(other))
+    return not failed
+
+
+def _replace_in_two_steps(new: Path, path: Path, old: Path) -> None:
+    """old: a folder for what was there, which `tidy` looks into."""
+    old.mkdir()
+    path.rename(old / path.name)
+    try:
+        new.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the drafts that dead processes have left in a folder; what they were about to replace is put back."""
+    drafts = []
+    with suppress(OSError):
+        drafts = [path for path in folder.iterdir() if path.name.startswith(DRAFT)]
+    for draft in drafts if fcntl else ():
+        with suppress(OSError):  # it is gone, or not ours to touch
+            handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for before in (draft / "old").iterdir() if (draft / "old").is_dir() else ():
+                    if not os.path.lexists(folder / before.name):
+                        before.rename(folder / before.name)
+                shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder. Raises ResultsError if one is in it already."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(handle):
+            raise ResultsError(f"another run is writing into {folder}: wait for its end, or choose another folder")
+        yield
+    finally:
+        os.close(handle)
+
+
+def run_name(option: str, name: str) -> str:
+    """A name for a folder, as it is. Raises SettingsError for one that would lead elsewhere or is too long.
+
+    option: what it is called where it was given.
+    """
+    if not name or name.startswith(".") or set(name) & {"/", "\\", "\0"}:
+        raise SettingsError(f"{option} is {short(name)!r}: give a single name, without / and with no dot in front")
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise SettingsError(f"{option} is {short(name)!r}, of {size} bytes: give a name of at most {LONGEST_NAME}")
+    return name
+
+
+def printable(name: str) -> str:
+    """A name on one line and in UTF-8; what is neither is written as in Python's texts, a line's end as `\\n`."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

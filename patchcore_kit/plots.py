@@ -9,6 +9,7 @@ log line where the rest is drawn, a DataError where nothing is.
 
 import logging
 import re
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -22,12 +23,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import user_path, writing
+from patchcore_kit.files import LONGEST_NAME, printable, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -48,6 +49,7 @@ WIDTH = 9  # inches: what a notebook shows without shrinking
 FINEST = 1000  # pixels of a photograph's longer side that are drawn, about
 COVER = 0.45  # of a photograph, that the brightest of a map hides
 LOW = 0.12  # share of a photograph's height that a number takes
+SOFTWARE = "patchcore_kit"  # which pictures say that they were made with, so that no other file is replaced by one
 LONGEST = 36  # letters of a photograph's name in a title
 STYLE = {
     "figure.dpi": 100,
@@ -663,13 +665,15 @@ def save_segmentation_images(
     if None, 0 and twice the threshold from good images, and of a model without one the smallest and the largest of
     these predictions, by which the strangest always glows, however good. Files are named as the reference names them,
     by the last four parts of the image's path, with `.png` behind those of other kinds, and a number behind a name that
-    another picture has already.
+    another picture has already. Very long names are cut, with a checksum behind.
 
-    Raises ResultsError if they cannot be written.
+    Raises ResultsError if they cannot be written, or if one would replace a file that is no such picture.
     """
     samples = as_samples(samples)
     low, high = map_scale(predictions, scale)
     threshold = mask_threshold(predictions)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", SOFTWARE)
     names: set[str] = set()
     for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
         shown = panels(transform.image(sample, notes=Notes()), predictions, i, threshold)  # noted when it was scored
@@ -677,12 +681,41 @@ def save_segmentation_images(
         caption = f"{sample.name}   {said}   weights: {predictions.weights}"
         picture = segmentation_image(shown, low, high, caption)
         parts = Path(sample.name).parts if sample.path is None else sample.path.parts
-        stem = "_".join(parts[-4:]).removesuffix(".png")
+        stem = _file_name("_".join(parts[-4:]).removesuffix(".png"))
         numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
         name = next(name for name in numbered if name.casefold() not in names)
         names.add(name.casefold())
-        with writing(user_path(folder) / f"{name}.png") as temporary:
-            picture.save(temporary, "PNG", compress_level=3)
+        path = user_path(folder) / f"{name}.png"
+        if path.exists():
+            check_picture(path)
+        with writing(path) as temporary:
+            picture.save(temporary, "PNG", compress_level=3, pnginfo=mark)
+
+
+def _file_name(stem: str) -> str:
+    """A name that any file system takes, and that goes into UTF-8."""
+    name = printable(stem)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    end = f"{zlib.crc32(name.encode()):08x}"
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{end}"
+
+
+def check_pictures(folder: Path) -> None:
+    """Raises ResultsError if a folder holds anything but pictures of `save_segmentation_images`: it would be lost."""
+    for path in sorted(folder.iterdir()):
+        check_picture(path)
+
+
+def check_picture(path: Path) -> None:
+    """Raises ResultsError for a file that is no picture of `save_segmentation_images`."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
+            ours = image.info.get("Software") == SOFTWARE
+    except (OSError, SyntaxError, ValueError):
+        ours = False
+    if not ours:
+        raise ResultsError(f"{path} would be replaced, but is no picture of the kit's: move it away")
 
 
 def map_scale(predictions: Predictions, scale: tuple[float, float] | None = None) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from types import TracebackType
 
 from patchcore_kit.datasets import _is_litter
 from patchcore_kit.errors import DataError, ResultsError
+from patchcore_kit.files import printable
 from patchcore_kit.images import IMAGE_SUFFIXES
 from patchcore_kit.notes import Notes
 
@@ -50,13 +51,6 @@ class Judgement:
     def where(self) -> str:
         """The box as left,top-right,bottom, `-` without one."""
         return "{},{}-{},{}".format(*self.box) if self.box else "-"
-
-
-def printable(name: str) -> str:
-    """A name on one line and in UTF-8; what is neither is written as in Python's texts, a line's end as `\\n`."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
 class Verdicts:

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 import patchcore_kit as pk
-from patchcore_kit.experiments import Outputs, Results, evaluate_models, run_folder, train
+from patchcore_kit.experiments import Outputs, evaluate_models, run_folder, train
+from patchcore_kit.results import Results
 
 SETTINGS = {"percentage": 0.1}
 
@@ -104,14 +105,17 @@ def test_resuming_makes_what_was_not_asked_for_before(tmp_path, categories, make
         assert (tmp_path / file).exists()
 
 
-def test_resuming_where_a_column_was_not_known_yet(tmp_path, categories, make_detector):
-    train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
+def test_a_row_of_an_earlier_version_is_kept_until_it_is_made_anew(tmp_path, categories, make_detector, caplog):
+    train(categories, make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
     table = pk.read_results(tmp_path / "results.csv")
     assert 100 < table.loc["mvtec_pill", "peak_mb"] < 10_000
-    table.drop(columns="peak_mb").to_csv(tmp_path / "results.csv")
+    table.drop(columns=["peak_mb", "made_from", "outputs", "checksum"]).to_csv(tmp_path / "results.csv")
     assert Results(tmp_path, SETTINGS, resume=True).table()["peak_mb"].isna().all()
-    train(categories, make_detector, Results(tmp_path, SETTINGS, resume=True), Outputs(), progress=False)
-    assert pk.read_results(tmp_path / "results.csv")["peak_mb"].notna().tolist() == [False, True, True]
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS, resume=True), Outputs(), progress=False)
+    assert "mvtec_pill: its row was changed, or is an earlier version's, so it is made anew" in caplog.text
+    after = pk.read_results(tmp_path / "results.csv")
+    assert after["peak_mb"].notna().tolist() == [True, False, True]
+    assert after.loc["mvtec_weave", "instance_auroc"] == table.loc["mvtec_weave", "instance_auroc"]
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path, categories, make_detector):
@@ -131,18 +135,24 @@ def test_a_category_without_test_images(tmp_path, categories, make_detector):
 
 def test_one_model_for_many_categories(tmp_path, categories, make_detector):
     detector = make_detector().fit(categories[0].train)
-    evaluate_models(categories, [lambda: detector], Results(tmp_path, {}), Outputs(), progress=False)
+    detector.save(tmp_path / "model")
+    settings, opened = {"models": ["model"]}, []
+    results = Results(tmp_path, settings)
+    evaluate_models(
+        categories, [tmp_path / "model"], lambda p: opened.append(p) or detector, results, Outputs(), progress=False
+    )
     assert len(pk.read_results(tmp_path / "results.csv")) == 3
+    assert opened == [tmp_path / "model"]
     with pytest.raises(pk.SettingsError, match="3 models for 2 categories"):
-        evaluate_models(categories, [lambda: detector] * 3, Results(tmp_path, {}), Outputs(), progress=False)
+        evaluate_models(categories, [tmp_path / "model"] * 3, pk.load_detector, results, Outputs(), progress=False)
 
 
 def test_published_results_are_read_by_name(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text(
-        "Row Names,instance_auroc,full_pixel_auroc,full_pro,anomaly_pixel_auroc,anomaly_pro\nMean,1,2,3,4,5\n"
+        "Row Names,instance_auroc,full_pixel_auroc,full_pro,anomaly_pixel_auroc,anomaly_pro\nMean,.1,.2,.3,.4,.5\n"
     )
-    assert pk.read_results(path).loc["Mean", "anomaly_pixel_auroc"] == 4
+    assert pk.read_results(path).loc["Mean", "anomaly_pixel_auroc"] == 0.4
     with pytest.raises(pk.ResultsError, match="cannot read"):
         pk.read_results(tmp_path / "nowhere.csv")
     path.write_text("something else\n1\n")

@@ -11,7 +11,8 @@ import pytest
 
 from patchcore_kit import watch as watching
 from patchcore_kit.errors import DataError, ResultsError
-from patchcore_kit.watch import COLUMNS, HEADER, Judgement, printable, watch
+from patchcore_kit.files import printable
+from patchcore_kit.watch import COLUMNS, HEADER, Judgement, watch
 
 WHOLE = b"whole"
 
