@@ -1,4 +1,4 @@
-"""What the benchmarks share: which category and weights, images of the original size, timing, peak memory."""
+"""What the benchmarks share: which category and weights, images of the original size, device, timing, peak memory."""
 
 import os
 import re
@@ -50,19 +50,48 @@ def enlarge(category: pk.Category, data: Path, folder: Path, side: int) -> pk.Ca
     return pk.load_category(folder, category.name)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of that name; a GPU becomes the one that `seconds` waits for."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a table says of it: "CPU", or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def seconds(repeat: int, stage: Callable[[], object]) -> float:
-    """Median time of `repeat` calls."""
+    """Median time of `repeat` calls, to the end of what they have given a GPU to do."""
     times = []
     for _ in range(repeat):
+        wait_for_gpu()
         started = time.perf_counter()
         stage()
+        wait_for_gpu()
         times.append(time.perf_counter() - started)
     return median(times)
+
+
+def wait_for_gpu() -> None:
+    """Until a GPU has nothing left to do, if one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def gpu_gigabytes(stage: Callable[[], object]) -> float:
+    """Peak of what torch holds of the GPU's memory during a call, above what it holds before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    stage()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 def peak_gigabytes() -> float:
     """This process's peak of resident memory; of Linux's figures the one that does not count its parent's."""
     status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found.group(1)) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS

@@ -6,6 +6,7 @@ Stands alone: anomalib's environment need not have the kit.
 import argparse
 import os
 import re
+import resource
 import sys
 import time
 from pathlib import Path
@@ -25,8 +26,18 @@ def resnet18(weights: str) -> "torch.nn.Module":  # noqa: F821  # loaded by the 
 
 def peak() -> float:
     """Gigabytes of resident memory at their highest (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 / 1e9
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found.group(1) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 / 1e9
+
+
+def warm_up(device: str) -> "torch.cuda":  # noqa: F821
+    """Let torch load what it computes with on a GPU, for which only the first image waits. Gives the GPU's module."""
+    import torch
+
+    image = torch.zeros(1, 8, 32, 32, device=device)
+    torch.nn.functional.conv2d(image, image[:, :, :3, :3]).flatten(2).matmul(image.new_zeros(900, 8)).cpu()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda
 
 
 def kit(options: argparse.Namespace) -> tuple:
@@ -34,7 +45,7 @@ def kit(options: argparse.Namespace) -> tuple:
     import patchcore_kit as pk
 
     category = pk.load_category(options.data, options.category)
-    backbone = pk.load_backbone("resnet18", weights=options.weights, precision=options.precision)
+    backbone = pk.load_backbone("resnet18", weights=options.weights, device=options.device, precision=options.precision)
     detector = pk.PatchCore(backbone, percentage=options.percentage, storage=options.storage, progress=False)
 
     def predict():
@@ -45,7 +56,7 @@ def kit(options: argparse.Namespace) -> tuple:
 
 
 def reference(options: argparse.Namespace) -> tuple:
-    """The reference's classes, as its command line sets them up, but on the CPU and with these weights."""
+    """The reference's classes, as its command line sets them up, but with FAISS on the CPU and with these weights."""
     sys.path.insert(0, str(Path(options.checkout) / "src"))
     import torch
     from patchcore.common import FaissNN
@@ -53,12 +64,15 @@ def reference(options: argparse.Namespace) -> tuple:
     from patchcore.patchcore import PatchCore
     from patchcore.sampler import ApproximateGreedyCoresetSampler
 
-    device = torch.device("cpu")
+    device = torch.device(options.device)
     sets = [
         MVTecDataset(options.data, options.category, 256, 224, split)
         for split in (DatasetSplit.TRAIN, DatasetSplit.TEST)
     ]
-    train, test = (torch.utils.data.DataLoader(s, batch_size=2, num_workers=os.cpu_count()) for s in sets)
+    pin = device.type == "cuda"
+    train, test = (
+        torch.utils.data.DataLoader(s, batch_size=2, num_workers=os.cpu_count(), pin_memory=pin) for s in sets
+    )
     detector = PatchCore(device)
     network = resnet18(options.weights)
     network.name = "resnet18"
@@ -109,19 +123,20 @@ def anomalib(options: argparse.Namespace) -> tuple:
     )
     model = PatchcoreModel(layers=["layer2", "layer3"], backbone="resnet18", pre_trained=False, num_neighbors=1)
     model.feature_extractor.feature_extractor.load_state_dict(torch.load(options.weights), strict=False)
+    model.to(options.device)
 
     @torch.no_grad()
     def fit():
         model.train()
         for images in train:
-            model(images)
+            model(images.to(options.device))
         model.subsample_embedding(options.percentage)
 
     @torch.no_grad()
     def predict():
         model.eval()
-        found = [model(images) for images in test]
-        scores, maps = (torch.cat([getattr(f, name) for f in found]) for name in ("pred_score", "anomaly_map"))
+        found = [model(images.to(options.device)) for images in test]
+        scores, maps = (torch.cat([getattr(f, name) for f in found]).cpu() for name in ("pred_score", "anomaly_map"))
         return scores.flatten(), maps.reshape(len(scores), *maps.shape[-2:]), list(map(str, paths["test"]))
 
     return fit, predict
@@ -135,15 +150,20 @@ if __name__ == "__main__":
     parser.add_argument("--percentage", type=float)
     parser.add_argument("--storage", default="float32")
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     fit, predict = {"kit": kit, "reference": reference, "anomalib": anomalib}[options.who](options)
+    cuda = warm_up(options.device) if options.device != "cpu" else None
     imports, start = peak(), time.perf_counter()
     fit()
+    if cuda:
+        cuda.synchronize(options.device)
     fitted = time.perf_counter()
     scores, maps, paths = predict()
     done = time.perf_counter()
+    gpu = cuda.max_memory_allocated(options.device) / 1e9 if cuda else 0
     np.savez(
         options.out,
-        fit=fitted - start, predict=done - fitted, peak=peak() - imports,
+        fit=fitted - start, predict=done - fitted, peak=peak() - imports, gpu=gpu,
         scores=np.asarray(scores), maps=np.asarray(maps, dtype=np.float32), paths=np.array(paths),
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """Seconds of every stage of fit and predict, beside the floor: decode, resize and the bare network's forward pass.
 
-    python benchmarks/stages.py --data DATA --category bottle --backbone resnet18
+    python benchmarks/stages.py --data DATA --category bottle --backbone resnet18 --device cuda:0
 
 Images are first enlarged to the size that MVTec AD's have, for reading them is part of the work. `floor` is what no
 implementation does without: reading them with the kit's threads, and torchvision's network as it is, in float32, up to
 its last used layer. Everything else is what PatchCore adds to it, or the kit saves. Every figure is the median of
-`--repeat` passes over all images, all in one run: compare them with each other, not with another machine's.
+`--repeat` passes over all images, all in one run: compare them with each other, not with another machine's. GPU memory
+is the peak during a whole fit and a whole predict, above what is there before. Single images are files, read as well.
 """
 
 import patchcore_kit as pk  # before torch
@@ -14,13 +15,14 @@ import patchcore_kit as pk  # before torch
 import tempfile
 from collections import deque
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from common import choose_category, enlarge, seconds, weights_file
+from common import choose_category, choose_device, device_name, enlarge, gpu_gigabytes, seconds, weights_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from patchcore_kit import coreset
@@ -32,6 +34,7 @@ from patchcore_kit.scoring import draw_maps
 from patchcore_kit.transforms import normalise, read_batches
 from patchcore_kit.weights import resolve
 
+ALONE = 20  # images that are predicted one by one
 PLAIN_STEPS = 150  # of the plain loop, whose steps all cost the same; the whole of it would take minutes
 
 
@@ -53,13 +56,17 @@ def network_stages(
     def read():
         return read_batches(samples, detector.transform.image, detector.batch_size)
 
+    def run(network, batches):
+        return [network(normalise(batch, detector.backbone.device)) for batch in batches]
+
     images = list(read())
-    maps = [detector.backbone(normalise(batch)) for batch in images]  # also warms everything up
+    maps = run(detector.backbone, images)  # also warms everything up
+    run(bare, images[:1])
     times = {
-        "floor": seconds(repeat, lambda: [bare(normalise(batch)) for batch in read()]),
+        "floor": seconds(repeat, lambda: run(bare, read())),
         "decode, resize": seconds(repeat, lambda: list(read())),
-        "bare network": seconds(repeat, lambda: [bare(normalise(batch)) for batch in images]),
-        "backbone": seconds(repeat, lambda: [detector.backbone(normalise(batch)) for batch in images]),
+        "bare network": seconds(repeat, lambda: run(bare, images)),
+        "backbone": seconds(repeat, lambda: run(detector.backbone, images)),
     }
     return times, maps
 
@@ -81,13 +88,13 @@ def fit_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list, rep
     kept = coreset.select(rows, **choose)
     times["embedding"] = seconds(repeat, lambda: rows.at(kept))
     bank = rows.at(kept)
-    times["index"] = seconds(repeat, lambda: pk.MemoryBank(bank, search=detector.search))
+    times["index"] = seconds(repeat, lambda: pk.MemoryBank(bank, device=bank.device, search=detector.search))
     projected = coreset.project(rows, 128)
     times["coreset, plain loop"] = seconds(repeat, lambda: plain_loop(projected, PLAIN_STEPS)) * len(kept) / PLAIN_STEPS
     times["all"] = seconds(repeat, lambda: detector.fit(samples))
     images = spread(len(samples), CALIBRATED)
     times["thresholds"] = seconds(repeat, lambda: thresholds(detector, rows, images))
-    near = projected[torch.from_numpy(kept)]
+    near = projected[torch.from_numpy(kept).to(projected.device)]
     times["spacing, for density scores"] = seconds(repeat, lambda: spacing(nearby(near, projected), near))
     return times
 
@@ -99,7 +106,10 @@ def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list,
     queries = [detector.embedding(batch) for batch in maps]
     patches = torch.rand(len(samples), *detector.grid_).numpy()
     images = [len(part) // patches[0].size for part in queries]
-    for name, bank in (("search", detector.bank_), ("search, flat", pk.MemoryBank(detector.bank_.rows, search="flat"))):
+    banks = {"search": detector.bank_}
+    if detector.bank_.device.type == "cpu":  # a GPU's search is flat
+        banks["search, flat"] = pk.MemoryBank(detector.bank_.rows, search="flat")
+    for name, bank in banks.items():
         times[name] = seconds(
             repeat,
             lambda bank=bank: [bank.search(part, images=n) for part, n in zip(queries, images, strict=True)],
@@ -113,6 +123,13 @@ def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list,
     return times
 
 
+def alone(detector: pk.PatchCore, samples: list) -> float:
+    """Median seconds of predicting one image file."""
+    some = [samples[i].path for i in spread(len(samples), ALONE)]
+    detector.predict(some[0])
+    return median(seconds(1, lambda path=path: detector.predict(path)) for path in some)
+
+
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: MVTec AD, else the sample data]")
 @click.option("--category", help="[default: the first]")
@@ -120,23 +137,37 @@ def predict_stages(detector: pk.PatchCore, bare: torch.nn.Module, samples: list,
 @click.option("--percentage", default=0.1, show_default=True)
 @click.option("--sampler", default="approx_greedy_coreset", show_default=True)
 @click.option("--precision", default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--side", default=900, show_default=True, help="Of the enlarged images, in pixels.")
 @click.option("--repeat", default=3, show_default=True)
 def main(
-    data: Path, category: str, backbone: str, percentage: float, sampler: str, precision: str, side: int, repeat: int
+    data: Path,
+    category: str,
+    backbone: str,
+    percentage: float,
+    sampler: str,
+    precision: str,
+    device: str,
+    side: int,
+    repeat: int,
 ) -> None:
     data, category = choose_category(data, category)
+    device, memory = choose_device(device), {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         category = enlarge(category, data, Path(folder), side)
         weights, origin = weights_file(backbone, Path(folder))
-        network = pk.load_backbone(backbone, weights=weights, precision=precision)
+        network = pk.load_backbone(backbone, weights=weights, device=device, precision=precision)
         bare = create_feature_extractor(
             torchvision.models.get_model(resolve(backbone).architecture, weights=None).eval(), list(network.layers)
-        )
+        ).to(device)
         settings = {"percentage": percentage, "sampler": sampler, "progress": False}
         detector = pk.PatchCore(network, **settings)
+        if device.type == "cuda":
+            memory["fit"] = gpu_gigabytes(lambda: detector.fit(category.train))
+            memory["predict"] = gpu_gigabytes(lambda: detector.predict(category.test))
         fit = fit_stages(detector, bare, category.train, repeat)
         predict = predict_stages(detector, bare, category.test, repeat)
+        single = alone(detector, category.test)
         cached = pk.PatchCore(network, **settings, cache=pk.ImageCache(Path(folder) / "cache")).fit(category.train)
         cached.predict(category.test)
         fit["all, images cached"] = seconds(repeat, lambda: cached.fit(category.train))
@@ -144,12 +175,15 @@ def main(
     click.echo(
         f"{category.name}: {len(category.train)} training, {len(category.test)} test images of {side}x{side} pixels; "
         f"{backbone} ({origin} weights, {precision}), {sampler}, {percentage:.0%}: {len(detector.bank_)} rows; "
-        f"{torch.get_num_threads()} threads; medians of {repeat}\n"
+        f"{device_name(device)}, {torch.get_num_threads()} threads; medians of {repeat}\n"
     )
     table = pd.DataFrame({"fit": fit, "predict": predict}).reindex(list(dict.fromkeys([*fit, *predict])))
     for phase in ("fit", "predict"):
         table[f"{phase} / floor"] = table[phase] / table.loc["floor", phase]
-    click.echo(table.to_string(float_format="{:.2f}".format, na_rep=""))
+    click.echo(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    click.echo(f"\npredict, one image alone: {1000 * single:.1f} ms")
+    for phase, gigabytes in memory.items():
+        click.echo(f"{phase}, peak GPU memory: {gigabytes:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ def has_row(output, name, figures):
 
 
 def test_stages(sample_root):
-    output = run("stages", "--data", sample_root, "--category", "pill", "--side", 300, "--repeat", 1)
+    options = ["--data", sample_root, "--category", "pill", "--side", 300, "--repeat", 1, "--device", "cpu"]
+    output = run("stages", *options)
     for stage in ("floor", "decode, resize", "bare network", "backbone", "embedding", "all", "all, images cached"):
         assert has_row(output, stage, 4), stage
     for stage in ("coreset", "index", "coreset, plain loop", "search", "search, flat", "maps", "masks", "metrics"):
         assert has_row(output, stage, 2), stage
+    assert re.search(r"CPU, \d+ threads", output)
+    assert re.search(r"^predict, one image alone: \d+\.\d ms$", output, re.MULTILINE)
 
 
 def test_growth(sample_root, tmp_path):
@@ -74,11 +77,24 @@ class PatchCore:
         return scores, [numpy.full((224, 224), score) for score in scores], None, None
 """
     )
-    output = run("peers", "--data", sample_root, "--category", "pill", "--side", 128, "--reference", tmp_path)
+    options = ["--data", sample_root, "--category", "pill", "--side", 128, "--device", "cpu"]
+    output = run("peers", *options, "--reference", tmp_path)
     for who in ("kit", "kit, float16", "kit, bfloat16", "reference"):
         assert has_row(output, who, 5), who
     assert re.search(r"^reference( +\S+){3} +1\.000", output, re.MULTILINE)  # its scores are perfect
     assert has_row(output, "reference / kit, float16", 3)
+    assert "CPU" in output and "GPU, GB" not in output
+
+
+def test_peers_agreement(sample_root):
+    """On the CPU the kit is what it is there."""
+    options = ["--data", sample_root, "--category", "pill", "--side", 128, "--device", "cpu", "--percentage", 0.02]
+    output = run("peers", *options, "--agreement")
+    for scoring in ("distance", "density"):
+        assert has_row(output, f"{scoring}, CPU", 8)
+        for variant in ("the same on cpu", "cpu"):
+            row = has_row(output, f"{scoring}, {variant}", 8).group()
+            assert re.search(r"( +0\.0000\d\d){4} +1\.000000 ", row), variant
 
 
 def test_accuracy(sample_root):
