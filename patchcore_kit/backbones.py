@@ -120,8 +120,14 @@ def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     for name, tensor in wanted.items():
         if name not in tensors:
             return f"it has no {name}"
-        if tensors[name].shape != tensor.shape:
-            return f"its {name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+        given = tensors[name]
+        if given.shape != tensor.shape:
+            return f"its {name} is {tuple(given.shape)}, not {tuple(tensor.shape)}"
+        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        if given.layout != torch.strided or given.is_floating_point() == whole or tensor.is_floating_point() == whole:
+            return f"its {name} holds {given.dtype}, not {tensor.dtype}"
+        if not bool(given.isfinite().all()):
+            return f"its {name} holds values that are not finite"
     return ""
 
 
@@ -231,7 +237,8 @@ class Backbone:
         """(B, 3, H, W), ImageNet-normalised -> one float32 (B, C, h, w) per layer, in the order of `layers`.
 
         A map is what the layer returned, except that later steps may have overwritten it in place (a ReLU after
-        VGG's convolutions), as in the reference. Raises SettingsError for a shape that the network does not take.
+        VGG's convolutions), as in the reference. Raises SettingsError for a shape that the network does not take,
+        WeightsError if a map has values that are not finite.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise SettingsError(
@@ -249,10 +256,16 @@ class Backbone:
                         f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
                     ) from error
                 raise  # not the size's fault: out of memory, for one
-            return [
+            maps = [
                 self._as_map(output.float(), form, height, width)
                 for output, form in zip(outputs, self._formats, strict=True)
             ]
+            # their sum first, which is faster, and finite unless one of them is not, or it is too large itself
+            if not all(bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in maps):
+                raise WeightsError(
+                    f"{self.name} with the weights {self.weights} makes values that are not finite: give other weights"
+                )
+            return maps
 
     def _advice(self, height: int, width: int) -> str:
         """What to choose instead of a size that the network does not take."""

@@ -124,7 +124,11 @@ class Calibration:
 
     @classmethod
     def of(cls, stored: Mapping[str, np.ndarray]) -> "Calibration | None":
-        """What `arrays` gave; None where nothing is stored."""
+        """What `arrays` gave; None where nothing is stored. Raises ValueError for what cannot be."""
         if "good_scores" not in stored:
             return None
-        return cls(stored["good_scores"], stored["good_peaks"], float(stored["alarm_rate"]))
+        scores, peaks, rate = stored["good_scores"], stored["good_peaks"], float(stored["alarm_rate"])
+        check(rate)
+        if len(scores) != len(peaks) or min(scores.min(initial=0), peaks.min(initial=0)) < 0:
+            raise ValueError(f"{len(scores)} scores and {len(peaks)} peaks of good images, or negative ones")
+        return cls(scores, peaks, rate)

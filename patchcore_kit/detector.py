@@ -10,6 +10,7 @@ implementation's: `scoring.py` has the rules.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,9 @@ from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.backbones import Backbone, load_backbone
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples
-from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, whole_number
+from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, short, whole_number
 from patchcore_kit.files import user_path, writing
-from patchcore_kit.growth import HeldOut, Reserve
+from patchcore_kit.growth import HeldOut, Reserve, halved
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.images import Frame
 from patchcore_kit.masks import read_mask
@@ -256,7 +257,7 @@ class PatchCore:
         """The bank of the rows that are kept, and the reserve."""
         cells, chosen = math.prod(rows.grid), rows.at(np.concatenate([kept, reserve]))
         bank, spare = chosen.split([len(kept), len(reserve)])
-        self.reserve_ = Reserve(spare.half().cpu().numpy(), reserve // cells, reserve % cells)
+        self.reserve_ = Reserve(halved(spare), reserve // cells, reserve % cells)
         self.bank_ = self._bank(bank, {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
 
     def _bank(self, rows: torch.Tensor | np.ndarray, arrays: Mapping[str, np.ndarray | None]) -> MemoryBank:
@@ -367,7 +368,7 @@ class PatchCore:
         at = np.concatenate([spare.cells, np.arange(len(rows)) % cells])[taken]
         spacing = self._spacing_after(projected, len(old), len(spare), chosen, rows.shape[1], notes)
         arrays = {"images": np.concatenate([old.images, of[:k]]), "cells": np.concatenate([old.cells, at[:k]])}
-        self.reserve_ = Reserve(picked[k:].half().cpu().numpy(), of[k:], at[k:])
+        self.reserve_ = Reserve(halved(picked[k:]), of[k:], at[k:])
         self.bank_ = self._bank(torch.cat([parts[0], picked[:k]]), arrays | {"spacing": spacing})
 
         share = spread(len(good), max(1, round(CALIBRATED * len(good) / n)))
@@ -428,6 +429,8 @@ class PatchCore:
         distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
         patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
         scores = image_scores(patches, self.scoring)
+        if not np.isfinite(scores).all():
+            raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
         if self.reweight:
             strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
             test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
@@ -702,39 +705,44 @@ class PatchCore:
                 f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
                 f"found for {backbone.name} ({backbone.weights}): give it the same"
             )
-        detector = cls(
-            backbone,
-            extras.get("sampler", "identity"),
-            extras.get("percentage", 1),
-            transform.resize,
-            transform.imagesize,
-            params["pretrain_embed_dimension"],
-            params["target_embed_dimension"],
-            params["patchsize"],
-            params["anomaly_scorer_num_nn"],
-            extras.get("seed", 0),
-            projection=extras.get("projection"),
-            reweight=extras.get("reweight", 0),
-            scoring=scoring or made_for,
-            alarm_rate=extras.get("alarm_rate", 0.05),
-            contamination=extras.get("contamination", 0.0),
-            search=extras.get("search", "fast"),
-            storage=extras.get("storage", "float32"),
-            bits=bits,
-            progress=progress,
-        )
-        detector.transform = transform
-        detector.grid_ = tuple(extras["grid"]) if extras else detector._find_grid()
-        detector._forget()
-        detector._remember(saved)
-        named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
-        detector.category_ = extras.get("category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else "")
-        detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
-        detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
-        if detector.calibration_ is None:
-            LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
-        spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector.scoring == "density" else {}
-        detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
+        with _usable(folder):
+            detector = cls(
+                backbone,
+                extras.get("sampler", "identity"),
+                extras.get("percentage", 1),
+                transform.resize,
+                transform.imagesize,
+                params["pretrain_embed_dimension"],
+                params["target_embed_dimension"],
+                params["patchsize"],
+                params["anomaly_scorer_num_nn"],
+                extras.get("seed", 0),
+                projection=extras.get("projection"),
+                reweight=extras.get("reweight", 0),
+                scoring=scoring or made_for,
+                alarm_rate=extras.get("alarm_rate", 0.05),
+                contamination=extras.get("contamination", 0.0),
+                search=extras.get("search", "fast"),
+                storage=extras.get("storage", "float32"),
+                bits=bits,
+                progress=progress,
+            )
+            detector.transform = transform
+            detector.grid_ = detector._find_grid()
+            if extras and tuple(extras["grid"]) != detector.grid_:
+                raise ValueError(f"its grid is {extras['grid']}, but {backbone.name} makes {list(detector.grid_)}")
+            detector._forget()
+            detector._remember(saved)
+            named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
+            detector.category_ = extras.get(
+                "category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else ""
+            )
+            detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
+            detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
+            if detector.calibration_ is None:
+                LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
+            spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector.scoring == "density" else {}
+            detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
         return detector
 
     def _remember(self, saved: reference_format.SavedModel) -> None:
@@ -761,6 +769,19 @@ class PatchCore:
     def _find_grid(self) -> tuple[int, int]:
         """Run the network once on an empty image of the right size."""
         return self.embedding.grid(self.backbone(torch.zeros(1, 3, *self.transform.size, device=self.backbone.device)))
+
+
+@contextmanager
+def _usable(folder: Path | str) -> Iterator[None]:
+    """What a model's files say fits together, or it is a ModelError."""
+    try:
+        yield
+    except (DataError, ModelError, WeightsError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model in {folder} cannot be used ({short(error)}): copy the model folder again, or train again"
+        ) from error
 
 
 def load_transform(
@@ -802,7 +823,7 @@ def save_members(members: Sequence[PatchCore], folder: Path | str) -> None:
     # the reference stores a tuple for one backbone and a list for several
     saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
     reference_format.check_replaceable(folder)
-    with writing(folder) as temporary:
+    with writing(folder, reference_format.check_replaceable) as temporary:
         temporary.mkdir()
         for i, model in enumerate(saved):
             reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))

@@ -30,6 +30,7 @@ except ImportError:  # not on Windows, where drafts of dead processes stay
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 DRAFT = ".patchcore_kit-"
+SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into any folder; a new one gets them, too
 LONGEST_NAME = 200  # bytes of a name that a person gives; most file systems take 255, with what is put around it
 LARGEST_JSON = 2**24  # bytes
 BLOCK = 2**20  # bytes read at once
@@ -118,6 +119,9 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
             if path.is_dir() and new.is_dir():
                 if check:
                     check(path)
+                for left in (path / name for name in SYSTEMS):
+                    if left.is_file():
+                        shutil.copy2(left, new)
                 if not _exchange(new, path):
                     _replace_in_two_steps(new, path, draft / "old")
             else:

@@ -20,6 +20,12 @@ SAME = 0.01  # of the distance before, below which a patch has found itself
 STRANGEST = 32  # patches of each image whose features are kept
 
 
+def halved(rows: torch.Tensor) -> np.ndarray:
+    """Rows as float16; what is too large for that, as of networks with random weights, at the end of its range."""
+    most = torch.finfo(torch.float16).max
+    return rows.clamp(-most, most).half().cpu().numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class Reserve:
     """The rows (r, D), float16, that lie farthest from the bank, and where they came from: (r,) images and cells."""
@@ -74,7 +80,7 @@ class HeldOut:
     def of_image(cls, image: int, rows: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> "HeldOut":
         """(h*w, D) patches of one image, (h*w, k) their distances to rows that are not its own, and these (h*w, k)."""
         cells = np.argsort(-distances.mean(axis=1))[:STRANGEST]
-        kept = rows[torch.from_numpy(cells).to(rows.device)].half().cpu().numpy()
+        kept = halved(rows[torch.from_numpy(cells).to(rows.device)])
         return cls(np.array([image]), distances[None], nearest[None, :, 0], cells[None], kept[None])
 
     @classmethod

@@ -72,6 +72,7 @@ class MemoryBank:
         if self.device.type != "cpu":
             self._flat = _TorchIndex(rows.to(self.device, getattr(torch, storage)))
             return
+        rows = rows.cpu()
         d, half = rows.shape[1], faiss.ScalarQuantizer.QT_fp16
         self._flat = faiss.IndexFlatL2(d) if storage == "float32" else faiss.IndexScalarQuantizer(d, half)
         if search == "fast" and len(rows) > FEW:

@@ -110,13 +110,13 @@ class PatchRows:
     Of ResNet-18 that is a fifth, of wide ResNet-50 three quarters. Iterating gives the rows batch by batch, (n, D)
     each, gone with the next; a pass over all images costs a tenth of the network's time or less.
 
-    batches: feature maps of consecutive batches. storage: "float32" or
-    "float16", in which maps are held and rows are given out.
+    batches: feature maps of consecutive batches. storage: "float32" or "float16", in which maps are held and rows are
+    given out. Raises SettingsError for maps that float16 cannot hold.
     """
 
     def __init__(self, embedding: PatchEmbedding, batches: Iterable[Sequence[torch.Tensor]], storage: str) -> None:
         self.embedding, self.dtype = embedding, getattr(torch, storage)
-        self.batches = [[x.to(self.dtype) for x in maps] for maps in batches]
+        self.batches = [[_stored(x, self.dtype) for x in maps] for maps in batches]
         self.grid = embedding.grid(self.batches[0])
         self.device = self.batches[0][0].device
         images = sum(len(maps[0]) for maps in self.batches)
@@ -155,6 +155,12 @@ class PatchRows:
             kept[here] = rows[indices[here] - start].to(self.dtype)
             start += len(rows)
         return kept
+
+
+def _stored(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == torch.float16 and (most := float(x.abs().amax())) > torch.finfo(dtype).max:
+        raise SettingsError(f"storage is 'float16', which cannot hold features up to {most:.3g}: choose 'float32'")
+    return x.to(dtype)
 
 
 class _LayerEmbedding:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import LONGEST_NAME, printable, user_path, writing
+from patchcore_kit.files import LONGEST_NAME, SYSTEMS, printable, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -704,7 +704,8 @@ def _file_name(stem: str) -> str:
 def check_pictures(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but pictures of `save_segmentation_images`: it would be lost."""
     for path in sorted(folder.iterdir()):
-        check_picture(path)
+        if path.name not in SYSTEMS:
+            check_picture(path)
 
 
 def check_picture(path: Path) -> None:

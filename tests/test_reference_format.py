@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import pickle
 
@@ -57,7 +58,8 @@ def test_settings_equal_the_published_files(changes, size, digest):
 def model():
     rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     settings = params(target_embed_dimension=8)
-    extras = dict.fromkeys(rf.EXTRAS, 0)
+    extras = dict.fromkeys(rf.EXTRAS, 1) | dict.fromkeys(("sampler", "weights", "weights_fingerprint"), "some")
+    extras |= {"grid": [2, 5], "training_images": ["a", "b", "c"]}
     return rf.SavedModel(settings, rows, extras, {"images": np.arange(30) // 10, "cells": np.arange(30) % 10})
 
 
@@ -65,6 +67,14 @@ def model():
 def folder(tmp_path, model):
     rf.write_model(tmp_path, model)
     return tmp_path
+
+
+@pytest.fixture
+def theirs(folder):
+    """As the reference writes it, without checksums."""
+    (folder / rf.EXTRAS_FILE).unlink()
+    (folder / rf.ARRAYS_FILE).unlink()
+    return folder
 
 
 def test_reference_files_are_written_byte_for_byte(golden, tmp_path):
@@ -85,7 +95,7 @@ def test_written_and_read(folder, model):
 
 
 def test_arrays_of_other_rows_are_refused(folder, model):
-    np.savez(folder / rf.ARRAYS_FILE, **model.arrays | {"spacing": np.ones(29)})
+    rf.write_model(folder, dataclasses.replace(model, arrays=model.arrays | {"spacing": np.ones(29)}))
     with pytest.raises(pk.ModelError, match=r"patchcore_kit\.npz \(spacing of 29 rows, the bank has 30\)"):
         rf.read_model(folder)
 
@@ -124,9 +134,9 @@ class Evil:
 
 
 @pytest.mark.parametrize("value", [Evil(), np.float64(1), print])
-def test_pickles_that_import_anything_are_refused(folder, value, capsys):
-    (folder / rf.PARAMS_FILE).write_bytes(pickle.dumps(params(patchsize=value)))
-    refused(folder, "patchcore_params.pkl is not a PatchCore settings file .*it asks for")
+def test_pickles_that_import_anything_are_refused(theirs, value, capsys):
+    (theirs / rf.PARAMS_FILE).write_bytes(pickle.dumps(params(patchsize=value)))
+    refused(theirs, "patchcore_params.pkl is not a PatchCore settings file .*it asks for")
     assert "executed" not in capsys.readouterr().out
 
 
@@ -142,25 +152,102 @@ def test_pickles_that_import_anything_are_refused(folder, value, capsys):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git-LFS pointer"),
     ],
 )
-def test_settings_files_that_cannot_be_used(folder, content, message):
-    (folder / rf.PARAMS_FILE).write_bytes(content)
-    refused(folder, f"patchcore_params.pkl.*{message}")
+def test_settings_files_that_cannot_be_used(theirs, content, message):
+    (theirs / rf.PARAMS_FILE).write_bytes(content)
+    refused(theirs, f"patchcore_params.pkl.*{message}")
 
 
-def test_index_files_that_cannot_be_used(folder, model):
-    path = folder / rf.INDEX_FILE
+def test_index_files_that_cannot_be_used(theirs, model):
+    path = theirs / rf.INDEX_FILE
     content = path.read_bytes()
     for damaged in (b"", b"nonsense", content[:40], content[:-40]):
         path.write_bytes(damaged)
-        refused(folder, r"search_index.faiss is not a FAISS index")
+        refused(theirs, r"search_index.faiss is not a FAISS index")
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
-    refused(folder, r"search_index.faiss is a Git-LFS pointer")
+    refused(theirs, r"search_index.faiss is a Git-LFS pointer")
     faiss.write_index(faiss.IndexFlatL2(9), str(path))
-    refused(folder, "holds a IndexFlatL2 of dimension 9")
+    refused(theirs, "holds a IndexFlatL2 of dimension 9")
     faiss.write_index(faiss.IndexFlatIP(8), str(path))
-    refused(folder, "holds a IndexFlatIP")
+    refused(theirs, "holds a IndexFlatIP")
+    faiss.write_index(faiss.IndexFlatL2(8), str(path))
+    refused(theirs, "is not a FAISS index of some rows")
+    for rows in (np.full((3, 8), np.nan), np.full((3, 8), -np.inf)):
+        index = faiss.IndexFlatL2(8)
+        index.add(rows.astype(np.float32))
+        faiss.write_index(index, str(path))
+        refused(theirs, "holds rows that are not finite")
+    path.write_bytes(rf.INDEX_HEADER.pack(b"IxF2", 8, 2**26, 0, 0, True, faiss.METRIC_L2, 2**29))
+    refused(theirs, "is not a FAISS index")  # 45 bytes that claim 2 GB
     path.unlink()
-    refused(folder, r"no file .*search_index.faiss")
+    refused(theirs, r"no file .*search_index.faiss")
+
+
+def nested(depth):
+    return b"\x80\x04" + b"]" * depth + b"a" * (depth - 1) + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04Nr\xff\xff\xff\x0f.",  # a place in the memo, for which 2 GB would be made
+        nested(30_000),  # a list in a list in a list
+        b"\x80\x04)" + b"q\x00h\x00\x86" * 40 + b".",  # a pair of itself, forty times over: 2**40 to look at
+        b"\x80\x04\x8d\xff\xff\xff\xff\x00\x00\x00\x00a.",  # a text of 4 GB
+        pickle.dumps(params(**{"backbone.name": "x" * 70_000})),
+        pickle.dumps(params(target_embed_dimension=10**9)),
+        pickle.dumps(params(input_shape=(3, 10**6, 10**6))),
+        pickle.dumps(params(patchsize=True)),
+        pickle.dumps(params(anomaly_scorer_num_nn=10**30)),
+    ],
+)
+def test_settings_that_claim_too_much(theirs, content):
+    (theirs / rf.PARAMS_FILE).write_bytes(content)
+    with pytest.raises(pk.ModelError, match=r"patchcore_params\.pkl") as refusal:
+        rf.read_model(theirs)
+    assert len(str(refusal.value)) < 300
+
+
+def test_a_bit_in_any_file_is_noticed(folder, model):
+    random, noticed = np.random.default_rng(0), 0
+    for name in rf.FILES:
+        content = (folder / name).read_bytes()
+        for bit in random.choice(8 * len(content), 60, replace=False):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(changed)
+            try:
+                again = rf.read_model(folder)
+            except pk.ModelError as error:
+                assert "checksum differs" in str(error) or "cannot read" in str(error)
+                noticed += 1
+            else:  # a letter of the word that leads to the checksums
+                assert name == rf.EXTRAS_FILE
+                assert again.extras | model.extras == again.extras
+        (folder / name).write_bytes(content)
+    assert noticed >= 235
+    rf.read_model(folder)
+
+
+def test_files_of_two_models_are_no_model(folder, model, tmp_path):
+    (tmp_path / "other").mkdir()
+    rf.write_model(tmp_path / "other", dataclasses.replace(model, rows=model.rows + 1))
+    (folder / rf.INDEX_FILE).write_bytes((tmp_path / "other" / rf.INDEX_FILE).read_bytes())
+    refused(folder, r"search_index\.faiss \(its checksum differs\)")
+
+
+def test_an_ensemble_of_millions(tmp_path):
+    (tmp_path / f"Ensemble-1-30000000_{rf.PARAMS_FILE}").touch()
+    with pytest.raises(pk.ModelError, match="ensemble of 30000000: there can be 2 to 64"):
+        rf.prefixes(tmp_path)
+
+
+def test_only_a_models_own_files_are_replaced(folder, model):
+    rf.check_replaceable(folder)
+    for name in (".git", ".env", ".DS_Store.txt", "notes.txt", f"my_{rf.PARAMS_FILE}", f"{rf.INDEX_FILE}.bak"):
+        (folder / name).touch()
+        with pytest.raises(pk.ResultsError, match=f"holds other files .{name}"):
+            rf.check_replaceable(folder)
+        (folder / name).unlink()
 
 
 def test_own_files_that_are_damaged(folder):
