@@ -1,8 +1,14 @@
 # The workshop's environment, without its code: the repository is mounted at /work when it runs (docker-compose.yaml).
 
-FROM python:3.11-slim-bookworm AS requirements
-# the Makefile's pipenv
-RUN pip install --no-cache-dir --disable-pip-version-check pipenv==2026.10.3
+# The same build next month: an exact version, and so is all that is installed. A digest or a mirror will do as well.
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS requirements
+# the Makefile's pipenv, and all that it needs
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --no-deps \
+      pipenv==2026.10.3 certifi==2026.10.18 distlib==0.4.4 filelock==4.2.12 packaging==26.3 platformdirs==4.14.7 \
+      python-discovery==1.9.6 setuptools==84.2.1 virtualenv==21.15.11 && \
+    pip check
 WORKDIR /requirements
 COPY Pipfile Pipfile.lock ./
 # Pipfile.lock: its exact versions, checked by their hashes; an outdated lock stops the build.
@@ -15,7 +21,7 @@ RUN case "$INSTALL_FROM" in \
       *) echo "INSTALL_FROM is '$INSTALL_FROM'; it can be Pipfile.lock or Pipfile" >&2; exit 1 ;; \
     esac > requirements.txt
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 # Any uid may run it (HOST_UID): home is everybody's to write in, and USER names who is not in /etc/passwd.
 RUN useradd --create-home --uid 1000 learner && chmod 1777 /home/learner
 COPY --from=requirements /requirements/requirements.txt /tmp/
@@ -26,5 +32,7 @@ ENV HOME=/home/learner USER=learner PYTHONPATH=/work \
     JUPYTER_IP=0.0.0.0
 WORKDIR /work
 USER 1000:1000
-CMD ["sh", "-c", "if [ -w /work ]; then exec jupyter lab --config=/work/jupyter/jupyter_server_config.py; fi; \
-    stat -c 'no permission to write to /work, which belongs to uid %u: start with HOST_UID=%u HOST_GID=%g' /work; exit 1"]
+# No trash: it would have to be on the file system of what is deleted, and each mounted folder is one. So JupyterLab asks
+# before it deletes a file for good, and deletes no folder that holds something.
+CMD ["jupyter", "lab", "--config=/work/jupyter/jupyter_server_config.py", \
+     "--FileContentsManager.delete_to_trash=False", "--FileContentsManager.always_delete_dir=False"]

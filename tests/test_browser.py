@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WORKSHOP = "notebooks/workshop.ipynb"
 TASK = "notebooks/task4_masks.ipynb"  # the one with a slider
 OWN = "notebooks/own_parts.ipynb"  # the one that photographs are uploaded to
-TOKEN = "workshop"
+TOKEN = "a-token-of-the-workshop"
 CHROMIUM = shutil.which("chromium")
 # the picture as it is drawn on the screen: a new address alone would not show that it changed
 PIXELS = """picture => {
