@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -99,6 +100,8 @@ def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModu
         raise SettingsError(
             f"{name} cannot be cut ({type(error).__name__} when traced): choose another backbone"
         ) from error
+    finally:
+        tracer.root = None  # what was traced refers to the tracer in a circle, and would keep the network alive
     outputs = [tracer.returned.get(layer) for layer in layers]
     for layer, output in zip(layers, outputs, strict=True):
         if not isinstance(output, fx.Proxy):
@@ -112,7 +115,13 @@ def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModu
         graph.erase_node(steps.pop())
     whole = fx.GraphModule(network, graph)
     whole.graph.eliminate_dead_code()
-    return fx.GraphModule(network, whole.graph)  # takes along only what the remaining steps use
+    return _freed(fx.GraphModule(network, whole.graph))  # takes along only what the remaining steps use
+
+
+def _freed(network: fx.GraphModule) -> fx.GraphModule:
+    """A network that goes with the last reference to it, its weights at once: its graph refers back to it otherwise."""
+    network.graph.owning_module = None
+    return network
 
 
 def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
@@ -168,6 +177,19 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return f"{crc:08x}"
 
 
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in float32 as on the CPU. GPUs round their input to 10 bits otherwise, and the coreset differs."""
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 class Backbone:
     """A frozen network that turns images into the feature maps of some of its layers.
 
@@ -194,7 +216,7 @@ class Backbone:
         self.name, self.layers, self.weights, self.seed, self.device = name, layers, weights, seed, device
         self.precision, self.fingerprint = precision, _checksum(network.state_dict())
         # batch norm becomes part of the convolutions, whose weights are laid out as their images are
-        folded = fuse(network.eval().requires_grad_(False), inplace=True, no_trace=True)
+        folded = _freed(fuse(network.eval().requires_grad_(False), inplace=True, no_trace=True))
         self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), torch.channels_last)
         self._size = size  # (H, W) that the network was made for
         self._patch = patch  # (H, W) whose multiples it takes, if that is the rule
@@ -247,7 +269,8 @@ class Backbone:
         height, width = images.shape[2:]
         with torch.inference_mode():
             try:
-                outputs = self._network(images.to(self.device, getattr(torch, self.precision)))
+                with full_precision(self.device):
+                    outputs = self._network(images.to(self.device, getattr(torch, self.precision)))
             except Exception as error:
                 try:
                     self._shapes((height, width))
@@ -294,6 +317,11 @@ class Backbone:
     def multiple(self) -> int:
         """Pixels that both sides of images are best a multiple of: its patches, where it takes no others, else 8."""
         return max(self._patch) if self._patch else 8
+
+    @property
+    def rounding(self) -> float:
+        """Share of a map's largest value by which the maps of two equal images may differ."""
+        return 0.02 if self.precision == "bfloat16" else 1e-3
 
     @property
     def is_random(self) -> bool:

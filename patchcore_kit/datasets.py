@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from patchcore_kit.errors import DataError, SettingsError
-from patchcore_kit.files import user_path, work_folder
+from patchcore_kit.files import printable, user_path, work_folder
 from patchcore_kit.images import IMAGE_SUFFIXES, Frame, check_frame, is_frame, read_header, read_rgb
 from patchcore_kit.masks import mask_files, read_mask
 from patchcore_kit.notes import Notes
@@ -66,6 +66,7 @@ def find_data() -> Path | None:
 class Sample:
     """One image: its name within the category, its file, its mask's file and what it shows.
 
+    name: on one line and in UTF-8, also where the file's is not (see `files.printable`).
     mask_path: a file, or a folder of files that make up the mask. frame: the image itself, where it lies in no file;
     then `path` is None.
     """
@@ -156,7 +157,7 @@ def load_category(root: Path | str, name: str) -> Category:
     path = root / name
     notes = Notes()
     with _listing(path):
-        category = Category(name, path, _train(path, notes), _test(path, notes))
+        category = Category(printable(name), path, _train(path, notes), _test(path, notes))
         _check_beside(category, notes)
     if not category.train and not category.test:
         raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {_kinds()}")
@@ -233,8 +234,8 @@ def _names(paths: list[Path]) -> dict[Path, str]:
     try:
         common = Path(os.path.commonpath(parents)) if parents else Path()
     except ValueError:  # on several drives
-        return {path: path.absolute().as_posix() for path in paths}
-    return {path: path.absolute().relative_to(common).as_posix() for path in paths}
+        return {path: printable(path.absolute().as_posix()) for path in paths}
+    return {path: printable(path.absolute().relative_to(common).as_posix()) for path in paths}
 
 
 def _kinds() -> str:
@@ -336,7 +337,7 @@ def _train(category: Path, notes: Notes) -> list[Sample]:
     if not folder.is_dir():
         return []
     images, kinds = _scan_images(folder, notes)
-    samples = [Sample(f"train/{path.name}", path) for path in images]
+    samples = [Sample(printable(f"train/{path.name}"), path) for path in images]
     for kind in kinds:
         images = _kind(kind, notes)
         if images and kind.name != "good":
@@ -344,7 +345,7 @@ def _train(category: Path, notes: Notes) -> list[Sample]:
                 f"{kind} holds images, but only good ones are learnt: move them to "
                 f"{folder / 'good'}, or elsewhere if they are defective"
             )
-        samples += [Sample(f"train/good/{path.name}", path) for path in images]
+        samples += [Sample(printable(f"train/good/{path.name}"), path) for path in images]
     return samples
 
 
@@ -357,7 +358,7 @@ def _test(category: Path, notes: Notes) -> list[Sample]:
     if not folder.is_dir():
         return []
     images, kinds = _scan_images(folder, notes)
-    samples = [Sample(f"test/{path.name}", path, None, None) for path in images]
+    samples = [Sample(printable(f"test/{path.name}"), path, None, None) for path in images]
     masks = _mask_folders(category, kinds)
     for kind in kinds:
         images = _kind(kind, notes)
@@ -371,7 +372,8 @@ def _test(category: Path, notes: Notes) -> list[Sample]:
                 f"{category / 'ground_truth'}/<defect>, or elsewhere"
             )
         of = _masks(kind, images, masks[kind], notes) if kind in masks else {}
-        samples += [Sample(f"test/{kind.name}/{path.name}", path, of.get(path), kind.name) for path in images]
+        defect = printable(kind.name)
+        samples += [Sample(printable(f"test/{kind.name}/{path.name}"), path, of.get(path), defect) for path in images]
     return samples
 
 

@@ -169,7 +169,7 @@ class PatchCore:
         rows = self._rows(samples, passing, notes)
         self._forget()
         self.grid_, self.category_ = rows.grid, category_of(samples[0])
-        alike = len(samples) > 1 and rows.alike()
+        alike = len(samples) > 1 and rows.alike(self.backbone.rounding)
         projected = coreset.project(rows, self.projection, self.seed) if self._projects else None
         good = np.arange(len(samples))
         if self.contamination:

@@ -252,7 +252,7 @@ def run_name(option: str, name: str) -> str:
 
     option: what it is called where it was given.
     """
-    if not name or name.startswith(".") or set(name) & {"/", "\\", "\0"}:
+    if not name or name.startswith(".") or set(name) & {"/", "\0"}:
         raise SettingsError(f"{option} is {short(name)!r}: give a single name, without / and with no dot in front")
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
         raise SettingsError(f"{option} is {short(name)!r}, of {size} bytes: give a name of at most {LONGEST_NAME}")

@@ -1,6 +1,7 @@
 """What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from patchcore_kit.arrays import read_arrays
 from patchcore_kit.calibration import Calibration, Threshold
-from patchcore_kit.errors import ResultsError
-from patchcore_kit.files import UNREADABLE, user_path, writing
+from patchcore_kit.errors import ResultsError, short
+from patchcore_kit.files import user_path, writing
 from patchcore_kit.metrics import image_metrics, pixel_metrics
 from patchcore_kit.reasons import Evidence, Explanation
 from patchcore_kit.transforms import Transform
@@ -27,6 +29,20 @@ ALARMS = ("alarm_false_alarms", "alarm_missed", "alarm_f1", "alarm_pixel_f1")  #
 ALARM_THRESHOLDS = ("alarm_threshold", "defective_threshold", "alarm_threshold_pixel")
 COLUMNS = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS)  # all that is measured, in this order
 INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1") for end in ("low", "high"))
+
+
+NONE = np.array((), dtype=str)
+# what a file of them holds: see `arrays.Kind`
+REQUIRED = ("scores", "maps", "labels", "names", "mask_rule", "weights")
+KINDS = {
+    "scores": ("f", 1), "maps": ("f", 3), "labels": ("i", 1), "masks": ("b", 3), "names": ("U", 1),
+    "unmasked": ("U", 1), "mask_rule": ("U", 0), "weights": ("U", 0), "scoring": ("U", 0),
+    "sizes": ("i", 2), "remarks": ("U", 1),
+    "good_scores": ("f", 1), "good_peaks": ("f", 1), "alarm_rate": ("f", 0),
+    "region_images": ("i", 1), "region_boxes": ("i", 2), "region_peaks": ("f", 1), "region_pictures": ("u", 4),
+    "region_near": ("i", 3), "region_distances": ("f", 2), "good_names": ("U", 1), "good_sizes": ("i", 2),
+    "photographs": ("u", 1), "photograph_ends": ("i", 1), "grid": ("i", 1), "transform": ("i", 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +244,7 @@ class Predictions:
             "scores": self.scores,
             "maps": self.maps,
             "labels": self.labels,
-            "names": np.array(self.names),
+            "names": np.array(self.names, dtype=str),
             "image_threshold": np.array(self.image_threshold, dtype=float),
             "pixel_threshold": np.array(self.pixel_threshold, dtype=float),
             "mask_rule": np.array(self.mask_rule),
@@ -248,19 +264,21 @@ class Predictions:
     @classmethod
     def load(cls, path: Path | str) -> "Predictions":
         """Read what `save` wrote. Raises ResultsError if the file is missing or is something else."""
+        path = user_path(path)
         try:
-            with user_path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
-                names, unmasked = (tuple(file.get(key, np.array(())).tolist()) for key in ("names", "unmasked"))
-                arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
-                about = str(file["mask_rule"]), str(file["weights"])
-                scoring, evidence = str(file.get("scoring", "distance")), Evidence.of_arrays(file)
-                seen = None if evidence is None else evidence.transform
-                remarks = tuple(file.get("remarks", np.array(())).tolist())
-                known = unmasked, Calibration.of(file), scoring, seen, file.get("sizes"), remarks, evidence
-                return cls(*arrays, names, *about, *known)
-        except UNREADABLE as error:
+            file = read_arrays(path, KINDS, REQUIRED)
+            _check_fit(file)
+            names, unmasked, remarks = (tuple(file.get(key, NONE).tolist()) for key in ("names", "unmasked", "remarks"))
+            arrays = file["scores"], file["maps"], file["labels"], file.get("masks")
+            about = str(file["mask_rule"]), str(file["weights"])
+            scoring, evidence = str(file.get("scoring", "distance")), Evidence.of_arrays(file)
+            seen = None if evidence is None else evidence.transform
+            known = unmasked, Calibration.of(file), scoring, seen, file.get("sizes"), remarks, evidence
+            return cls(*arrays, names, *about, *known)
+        except Exception as error:  # whatever parsers raise for files that are damaged or something else
             raise ResultsError(
-                f"cannot read predictions from {path} ({error}): evaluate with --save_predictions to make them"
+                f"cannot read predictions from {path} ({short(error) or type(error).__name__}): evaluate with "
+                "--save_predictions to make them"
             ) from None
 
     def table(self) -> "pd.DataFrame":
@@ -300,6 +318,24 @@ class Predictions:
         """Write `table` as CSV. Raises ResultsError if it cannot be written."""
         with writing(user_path(path)) as temporary:
             self.table().to_csv(temporary, index=False)
+
+
+def _check_fit(file: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError if the arrays of a file do not belong together."""
+    n, (_, *size) = len(file["scores"]), file["maps"].shape
+    for name in ("maps", "labels", "names", "masks", "sizes", "remarks"):
+        if len(file.get(name, file["scores"])) not in (n, 0 if name == "remarks" else n):
+            raise ValueError(f"{len(file[name])} {name} of {n} images")
+    if "masks" in file and file["masks"].shape[1:] != tuple(size):
+        raise ValueError(f"masks of {file['masks'].shape[1:]}, maps of {tuple(size)}")
+    most = {"labels": 1, "region_images": n - 1}
+    if "good_names" in file:
+        most["region_near"] = max(len(file["good_names"]), math.prod(file["grid"].tolist())) - 1
+        if not len(file["good_names"]) == len(file["good_sizes"]) == len(file["photograph_ends"]):
+            raise ValueError("other numbers of good names, sizes and photographs")
+    for name, largest in most.items():
+        if name in file and file[name].size and not -1 <= file[name].min() <= file[name].max() <= largest:
+            raise ValueError(f"{name} from {file[name].min()} to {file[name].max()}")
 
 
 def _kind(name: str) -> str:

@@ -14,7 +14,7 @@ import json
 import logging
 import zlib
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ COSTS = ("bank_rows", "fit_seconds", "predict_seconds", "peak_mb")
 TEXTS = ("weights", "mask_rule", "undefined", "outputs", "made_from", "checksum")
 SHARES = (*METRICS, *ALARMS, *INTERVALS, "image_false_alarms")  # from 0 to 1
 EARLIER = {"scoring": "distance", "alarm_rate": 0.05}  # settings of runs that do not record them
+NUMBERS = (*COLUMNS, *INTERVALS, *COSTS)
+ROUNDING = 1e-9  # by which a share may be beyond 0 or 1
 LARGEST = 2**24  # bytes of a table
 COLUMNS_AT_MOST = 1000
 
@@ -215,18 +217,27 @@ def read_results(path: Path | str) -> pd.DataFrame:
         if table.index.hasnans:
             raise ValueError("it has a row without a name")
         for column in table.columns.drop([*TEXTS, "defect"], errors="ignore"):
-            known = column in (*COLUMNS, *INTERVALS, *COSTS)
-            with nullcontext() if known else suppress(ValueError):
+            if column in NUMBERS:
                 table[column] = table[column].astype(float)  # Python's, which is exact: a row that is kept stays
-            if known:
                 _check_range(table[column])
+            else:
+                table[column] = _as_numbers(table[column])
     except Exception as error:  # pandas raises nearly anything for files that are something else
         raise ResultsError(f"cannot read {path} ({short(error)})") from None
     return table
 
 
+def _as_numbers(texts: pd.Series) -> pd.Series:
+    """What it may be: whole numbers, as of images, numbers, or texts."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return texts.astype(kind)
+    return texts
+
+
 def _check_range(values: pd.Series) -> None:
-    wrong = ~(values.isna() | values.between(0, 1 if values.name in SHARES else np.finfo(float).max))
+    most = 1 + ROUNDING if values.name in SHARES else np.finfo(float).max
+    wrong = ~(values.isna() | values.between(-ROUNDING, most))
     if wrong.any():
         raise ValueError(f"{values.name} of {short(wrong.idxmax())} is {values[wrong].iloc[0]:g}")
 

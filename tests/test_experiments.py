@@ -1,10 +1,12 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 import patchcore_kit as pk
-from patchcore_kit.experiments import Outputs, evaluate_models, run_folder, train
+from patchcore_kit.experiments import Outputs, evaluate_models, evaluation_folder, run_folder, train
 from patchcore_kit.results import Results
 
 SETTINGS = {"percentage": 0.1}
@@ -122,6 +124,159 @@ def test_resuming_with_other_settings_is_refused(tmp_path, categories, make_dete
     train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
     with pytest.raises(pk.SettingsError, match=r"was made with percentage 0.1, not 0.2"):
         Results(tmp_path, {"percentage": 0.2}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("project", "group"), [("p", "other/demo"), ("p", "../x"), ("p", ""), ("a/b", "g"), (".", "g")]
+)
+def test_names_of_runs_lead_nowhere_else(tmp_path, project, group):
+    (tmp_path / "p" / "demo").mkdir(parents=True)
+    (tmp_path / "p" / "other").mkdir()
+    (tmp_path / "p" / "demo" / "results.csv").write_text("finished")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(pk.SettingsError, match=r"log_(group|project) is"), run_folder(tmp_path, project, group):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "p" / "demo" / "results.csv").read_text() == "finished"
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    with run_folder(tmp_path, "p", "g") as folder:
+        (folder / "results.csv").touch()
+        with (
+            pytest.raises(pk.ResultsError, match="another run is writing"),
+            run_folder(tmp_path, "p", "g", resume=True),
+        ):
+            pass
+        with pytest.raises(pk.ResultsError, match="another run is writing"), evaluation_folder(folder):
+            pass
+    with run_folder(tmp_path, "p", "g", resume=True):
+        pass
+
+
+def _change(category, what):
+    """One image of a category, changed in one bit; or one more; or one less."""
+    if what == "bit":
+        content = bytearray(category.train[0].path.read_bytes())
+        content[-1] ^= 1  # of the checksum of PNG's last part, which no decoder looks at
+        category.train[0].path.write_bytes(content)
+    elif what == "mask":
+        mask = next(sample.mask_path for sample in category.test if sample.mask_path)
+        mask.write_bytes(mask.read_bytes() + b" ")
+    elif what == "more":
+        shutil.copy(category.train[0].path, category.path / "train" / "good" / "more.png")
+    else:
+        next(sample for sample in category.test if sample.label == 0).path.unlink()
+
+
+@pytest.mark.parametrize("what", ["bit", "mask", "more", "less"])
+def test_a_row_of_other_images_is_made_anew(tmp_path, sample_root, make_detector, what, caplog):
+    data = shutil.copytree(sample_root, tmp_path / "data")
+    load = lambda: [pk.load_category(data, name) for name in ("pill", "weave")]  # noqa: E731
+    run, made = tmp_path / "run", []
+    count = lambda: made.append(1) or make_detector()  # noqa: E731
+    train(load(), count, Results(run, SETTINGS), Outputs(), progress=False)
+    train(load(), count, Results(run, SETTINGS, resume=True), Outputs(), progress=False)
+    assert len(made) == 2
+    before = pk.read_results(run / "results.csv")
+    _change(load()[0], what)
+    train(load(), count, Results(run, SETTINGS, resume=True), Outputs(), progress=False)
+    assert len(made) == 3  # pill alone
+    assert "mvtec_pill: its images, masks or model have changed since, so it is made anew" in caplog.text
+    after = pk.read_results(run / "results.csv")
+    pd.testing.assert_series_equal(before.loc["mvtec_weave"], after.loc["mvtec_weave"])
+    assert before.loc["mvtec_pill", "made_from"] != after.loc["mvtec_pill", "made_from"]
+
+
+def test_a_row_that_was_changed_by_hand_is_made_anew(tmp_path, categories, make_detector, caplog):
+    train(categories, make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
+    text = (tmp_path / "results.csv").read_text()
+    auroc = pk.read_results(tmp_path / "results.csv").loc["mvtec_pill", "instance_auroc"]
+    (tmp_path / "results.csv").write_text(text.replace(f"mvtec_pill,{auroc}", "mvtec_pill,1.0"))
+    train(categories, make_detector, Results(tmp_path, SETTINGS, resume=True), Outputs(), progress=False)
+    assert "mvtec_pill: its row was changed" in caplog.text and "mvtec_weave: its row" not in caplog.text
+    assert pk.read_results(tmp_path / "results.csv").loc["mvtec_pill", "instance_auroc"] == auroc
+
+
+def test_outputs_of_an_earlier_row_are_not_taken_for_this_ones(tmp_path, sample_root, make_detector):
+    data = shutil.copytree(sample_root, tmp_path / "data")
+    run = tmp_path / "run"
+    train([pk.load_category(data, "pill")], make_detector, Results(run, SETTINGS), Outputs(predictions=True))
+    _change(pk.load_category(data, "pill"), "less")
+    some = [pk.load_category(data, "pill")]
+    train(some, make_detector, Results(run, SETTINGS, resume=True), Outputs())  # leaves the old predictions there
+    train(some, make_detector, Results(run, SETTINGS, resume=True), Outputs(predictions=True))
+    assert len(pk.Predictions.load(run / "predictions/mvtec_pill.npz").scores) == len(some[0].test)
+    (run / "predictions/mvtec_pill.csv").unlink()
+    train(some, make_detector, Results(run, SETTINGS, resume=True), Outputs(predictions=True))
+    assert (run / "predictions/mvtec_pill.csv").is_file()
+
+
+def test_an_evaluation_never_replaces_another_table(tmp_path, categories, make_detector):
+    train(categories, make_detector, Results(tmp_path, SETTINGS), Outputs(models=True), progress=False)
+    before = (tmp_path / "results.csv").read_bytes()
+    with pytest.raises(pk.ResultsError, match="is the table of a training run: choose another results folder"):
+        Results(tmp_path, {"models": ["a"]})
+    assert (tmp_path / "results.csv").read_bytes() == before
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "results.csv").write_text("Row Names,instance_auroc\nmvtec_pill,0.5\n")
+    with pytest.raises(pk.ResultsError, match="is the table of something else than this"):
+        Results(tmp_path / "theirs", {"models": ["a"]})
+    with pytest.raises(pk.ResultsError, match=r"cannot resume in .*theirs \(settings.json"):
+        Results(tmp_path / "theirs", SETTINGS, resume=True)
+    (tmp_path / "theirs" / "settings.json").write_text('{"percentage": 0.1}')
+    results = Results(tmp_path / "theirs", SETTINGS, resume=True)  # the reference's table, which has other columns
+    train(categories[1:], make_detector, results, Outputs(), progress=False)
+    assert pk.read_results(tmp_path / "theirs" / "results.csv").loc["mvtec_pill", "instance_auroc"] == 0.5
+
+
+def test_an_evaluation_of_a_model_that_was_replaced(tmp_path, categories, make_detector):
+    some, models = categories[:1], [tmp_path / "model"]
+    settings, outputs, opened = {"models": ["model"]}, Outputs(), []
+
+    def open_model(path):
+        opened.append(path)
+        return pk.load_detector(path, progress=False)
+
+    make_detector().fit(some[0].train).save(models[0])
+    for _ in range(2):
+        results = Results(tmp_path, settings, resume=True)
+        evaluate_models(some, models, open_model, results, outputs, progress=False)
+    assert len(opened) == 1
+    make_detector().fit(some[0].train[:4]).save(models[0])
+    evaluate_models(some, models, open_model, Results(tmp_path, settings, resume=True), outputs, progress=False)
+    assert len(opened) == 2
+
+
+def test_pictures_replace_pictures_only(tmp_path, categories, make_detector):
+    outputs, folder = Outputs(images=True), tmp_path / "segmentation_images" / "mvtec_pill"
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS), outputs, progress=False)
+    train(categories[:1], make_detector, Results(tmp_path, SETTINGS), outputs, progress=False)
+    Image.new("RGB", (8, 8)).save(folder / "mine.png")
+    with pytest.raises(pk.ResultsError, match=r"mine.png would be replaced, but is no picture of the kit's"):
+        train(categories[:1], make_detector, Results(tmp_path, SETTINGS), outputs, progress=False)
+    assert (folder / "mine.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"Row Names,instance_auroc\nmvtec_a,1.5\n", "instance_auroc of mvtec_a is 1.5"),
+        (b"Row Names,instance_auroc\nmvtec_a,-inf\n", "instance_auroc of mvtec_a is -inf"),
+        (b"Row Names,instance_auroc\nmvtec_a,many\n", "many"),
+        (b"Row Names,fit_seconds\nmvtec_a,-1\n", "fit_seconds of mvtec_a is -1"),
+        (b"Row Names,instance_auroc\n,0.5\n", "a row without a name"),
+        (b"Row Names,a,a\nmvtec_a,1,2\n", "3 columns, 2 of them different"),
+        (b"Row Names," + b",".join(b"c%d" % i for i in range(20_000)), "20001 columns"),
+        (b"\xff\xfe\x00", "codec"),
+        (b"", "no column 'Row Names'"),
+    ],
+)
+def test_tables_that_cannot_be(tmp_path, content, why):
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.raises(pk.ResultsError, match=f"cannot read .*{why}") as refusal:
+        pk.read_results(tmp_path / "results.csv")
+    assert len(str(refusal.value)) < 300
 
 
 def test_a_category_without_test_images(tmp_path, categories, make_detector):

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from patchcore_kit.backbones import full_precision
 from patchcore_kit.errors import SettingsError
-from patchcore_kit.patches import PatchEmbedding
+from patchcore_kit.patches import PatchEmbedding, PatchRows
 
 
 def by_unfolding(maps, pretrain, target, patchsize):
@@ -65,3 +66,28 @@ def test_no_patch_left():
 def test_sizes_below_one(name):
     with pytest.raises(SettingsError, match=f"{name} is 0"):
         PatchEmbedding([8], **{name: 0})
+
+
+@pytest.mark.parametrize(("noise", "alike"), [(0, True), (3e-4, True), (0.1, False)])
+def test_rounding_in_a_shorter_batch_makes_no_other_image(noise, alike):
+    """As of a GPU that computes a single image in another way."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 5, 6, 6, generator=generator)
+    last = image + noise * torch.rand(image.shape, generator=generator)
+    rows = PatchRows(PatchEmbedding([5]), [[image.repeat(8, 1, 1, 1)], [last]], "float32")
+    assert rows.alike(1e-3) == alike
+
+
+def test_float16_refuses_what_it_cannot_hold():
+    maps = torch.full((1, 5, 6, 6), 7e4)
+    with pytest.raises(SettingsError, match=r"cannot hold features up to 7e\+04: choose 'float32'"):
+        PatchRows(PatchEmbedding([5]), [[maps]], "float16")
+
+
+def test_gpus_are_asked_for_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with full_precision(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    with full_precision(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32

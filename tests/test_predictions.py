@@ -121,7 +121,7 @@ def test_saving_never_replaces_a_folder(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "thesis.txt").touch()
     for save in (predictions([0, 1]).save, predictions([0, 1]).save_table):
-        with pytest.raises(pk.ResultsError, match=r"cannot write .*results \(it is a folder\)"):
+        with pytest.raises(pk.ResultsError, match=r"cannot write .*results \(Is a directory\)"):
             save(tmp_path / "results")
     assert [p.name for p in tmp_path.rglob("*")] == ["results", "thesis.txt"]
 
