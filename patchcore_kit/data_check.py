@@ -28,7 +28,7 @@ from patchcore_kit.calibration import FEWEST, SURE, Threshold
 from patchcore_kit.datasets import Category, Sample
 from patchcore_kit.errors import DataError
 from patchcore_kit.files import user_path
-from patchcore_kit.images import IMAGE_SUFFIXES, Header, bits_for, largest_value, read_header, read_rgb
+from patchcore_kit.images import IMAGE_SUFFIXES, Header, bits_for, check_file, largest_value, read_header, read_rgb
 from patchcore_kit.masks import read_mask
 from patchcore_kit.notes import Notes
 
@@ -311,6 +311,7 @@ def _reduced(source: Path | bytes, bits: int | None, filter: Resampling, name: P
 def _look(sample: Sample, learnt: bool, bits: int | None) -> _Picture | DataError | str:
     """Read an image, or say why it cannot be read."""
     try:
+        check_file(sample.path)
         content = sample.path.read_bytes()
         header = read_header(content, sample.path)
         image = _reduced(content, bits, Resampling.HAMMING, sample.path)

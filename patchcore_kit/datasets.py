@@ -444,7 +444,7 @@ def _check_beside(category: Category, notes: Notes) -> None:
     if not unmasked:
         return
     for file in (file for depth in ("", "*/", "*/*/") for file in sorted(category.path.glob(f"{depth}*.json"))):
-        if re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
+        if file.is_file() and re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
             raise DataError(
                 f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
             )

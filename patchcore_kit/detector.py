@@ -182,6 +182,7 @@ class PatchCore:
         kept, uncovered = coreset.select_first(
             self.sampler, projected, len(rows), self.percentage, seed=self.seed, progress=self.progress
         )
+        kept = np.sort(kept)  # not in the order of choice: where two are equally far, rounding decides on it
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(good))
         spacing = self._spacing_of(projected, kept, rows.shape[1], notes)
         del projected

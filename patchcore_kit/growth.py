@@ -39,11 +39,11 @@ class Reserve:
 
     @staticmethod
     def farthest(uncovered: torch.Tensor | None) -> np.ndarray:
-        """(N,) squared distances to the bank, -inf of its own rows -> indices of the rows to keep; none of None."""
+        """(N,) squared distances to the bank, -inf of its own rows -> ascending indices to keep; none of None."""
         if uncovered is None:
             return np.arange(0)
         far, indices = uncovered.topk(min(RESERVE, len(uncovered)))
-        return indices[far > 0].cpu().numpy()
+        return np.sort(indices[far > 0].cpu().numpy())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """How it is stored, by key."""

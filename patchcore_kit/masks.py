@@ -5,18 +5,19 @@ blurred by JPEG and by smooth edges. What is background and what is not follows 
 """
 
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from PIL import Image, ImageOps
+from PIL import Image
 
 from patchcore_kit.errors import DataError
 from patchcore_kit.files import user_path
-from patchcore_kit.images import IMAGE_SUFFIXES, deep_values, opened, pages, value_bits
+from patchcore_kit.images import IMAGE_SUFFIXES, deep_values, opened, pages, upright, value_bits
+from patchcore_kit.notes import Notes
 
 NOISE = 8  # grey levels by which JPEG changes even areas
+MARGIN = 8  # pixels of background around what differs from it, more than any filter here reaches
 
 
 def mask_files(path: Path) -> list[Path]:
@@ -54,13 +55,14 @@ def read_mask(path: Path | str) -> Image.Image:
 
 def _layers(path: Path) -> Iterator[np.ndarray]:
     """(H, W) bool for each page of a file."""
+    notes = Notes()
     with opened(path) as image:
-        for _ in pages(image):
+        for _ in pages(image, path):
             if value_bits(image) > 8:
-                values, white_is_zero = deep_values(image, path)
+                values, white_is_zero = deep_values(image, path, notes)
                 yield _defect(~values if white_is_zero else values)
                 continue
-            ImageOps.exif_transpose(image, in_place=True)
+            upright(image, path, notes)
             lossy = _is_lossy(image, path)
             values = _colours(image)
             defect = values > 0
@@ -68,6 +70,7 @@ def _layers(path: Path) -> Iterator[np.ndarray]:
                 not lossy and values.ndim == 2 and np.array_equal(defect, values == values.max()) and not defect.all()
             )
             yield defect if usual else _defect(values, lossy)  # black and one grey: at once
+    notes.tell()
 
 
 def _is_lossy(image: Image.Image, path: Path) -> bool:
@@ -80,7 +83,7 @@ def _is_lossy(image: Image.Image, path: Path) -> bool:
 def _colours(page: Image.Image) -> np.ndarray:
     """What a page shows: (H, W) grey levels or (H, W, 3) colours, black where it is transparent."""
     if page.mode in ("1", "L", "F"):
-        return np.nan_to_num(np.asarray(page))
+        return np.nan_to_num(np.asarray(page)) if page.mode == "F" else np.asarray(page)
     if not page.has_transparency_data:
         return np.asarray(page.convert("RGB"))
     *colours, alpha = (np.asarray(band) for band in page.convert("RGBA").split())
@@ -94,11 +97,42 @@ def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
     """(H, W) grey levels or (H, W, 3) colours -> (H, W) bool. lossy: values are near what was drawn, not equal."""
     values = np.atleast_3d(values)
     background = _background(values, NOISE if lossy else 1)
-    bands = (np.abs(values[..., i] - background[i]) for i in range(values.shape[2]))
-    distance = reduce(np.maximum, bands).astype(np.float32)
+    defect, around = np.zeros(values.shape[:2], dtype=bool), _around(values, background)
+    distance = _distance(values[around], background)
+    if distance.max(initial=0) <= (NOISE if lossy else 0):  # one colour
+        return np.full(defect.shape, bool(values.max() > (NOISE if lossy else 0)))
+    defect[around] = _differing(distance, lossy)
+    return defect
+
+
+def _strips(values: np.ndarray) -> Iterator[slice]:
+    """Some rows after the other, so that what is made of them is small however large the mask is."""
+    step = max(1, 2**16 // values.shape[1])
+    return (slice(top, top + step) for top in range(0, len(values), step))
+
+
+def _around(values: np.ndarray, background: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of an (H, W, C) mask that hold all that is not background, and a margin; none if all is."""
+    rows, columns = [], np.zeros(values.shape[1], dtype=bool)
+    for strip in _strips(values):
+        differs = (values[strip] != background).any(axis=2)
+        rows.append(differs.any(axis=1))
+        columns |= differs.any(axis=0)
+    found = np.flatnonzero(np.concatenate(rows)), np.flatnonzero(columns)
+    return tuple(slice(max(0, at[0] - MARGIN), at[-1] + MARGIN + 1) if len(at) else slice(0) for at in found)
+
+
+def _distance(values: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """(H, W, C) and (C,) -> (H, W) float32: how far the band that differs most is from the background."""
+    distance = np.empty(values.shape[:2], dtype=np.float32)
+    for strip in _strips(values) if values.size else ():
+        distance[strip] = np.abs(values[strip] - background).max(axis=2)
+    return distance
+
+
+def _differing(distance: np.ndarray, lossy: bool) -> np.ndarray:
+    """(H, W) differences from the background, not all 0 -> (H, W) bool: what of them was drawn."""
     strongest = distance.max()
-    if strongest <= (NOISE if lossy else 0):  # one colour
-        return np.full(distance.shape, bool(values.max() > (NOISE if lossy else 0)))
     if _is_soft(distance):
         return distance >= strongest / 2
     if lossy or _has_residue(distance):
@@ -111,8 +145,8 @@ def _defect(values: np.ndarray, lossy: bool = False) -> np.ndarray:
 
 def _background(values: np.ndarray, step: int) -> np.ndarray:
     """(H, W, C) -> (C,): black where there is black, else the most frequent colour of the border, in steps."""
-    black = values.max(axis=2) < step
-    if black.mean() > (0.01 if step > 1 else 0):
+    black = sum(np.count_nonzero(values[strip].max(axis=2) < step) for strip in _strips(values))
+    if black > (0.01 * values[..., 0].size if step > 1 else 0):
         return np.zeros(values.shape[2])
     border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]]).astype(np.float64)
     steps, counts = np.unique(border // step, axis=0, return_counts=True)

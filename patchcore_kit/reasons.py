@@ -12,6 +12,8 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
+from patchcore_kit.images import read_rgb
+from patchcore_kit.notes import Notes
 from patchcore_kit.transforms import Transform
 
 MOST = 5  # regions of an image that are told, the strongest first
@@ -257,9 +259,8 @@ def packed(images: np.ndarray) -> list[bytes]:
 
 
 def unpacked(file: bytes) -> np.ndarray:
-    """What `packed` has kept: (H, W, 3) uint8."""
-    with Image.open(io.BytesIO(file)) as image:
-        return np.asarray(image)
+    """What `packed` has kept: (H, W, 3) uint8. Raises DataError if that is no image any more."""
+    return np.asarray(read_rgb(file, notes=Notes(), name="a photograph in the model"))
 
 
 def bundled(files: list[bytes]) -> dict[str, np.ndarray]:

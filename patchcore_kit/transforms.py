@@ -20,13 +20,16 @@ from torchvision.transforms import functional as F
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, SettingsError, whole_number
-from patchcore_kit.images import Frame, bits_for, largest_value, read_header, read_rgb
+from patchcore_kit.images import Frame, bits_for, largest_value, read_header, read_pixels
 from patchcore_kit.masks import read_mask
 from patchcore_kit.notes import Notes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MASK_RULES = ("inside", "nearest")
+# Of an image resized as a whole, 130 MB, before its middle is cut out: at 256 pixels one of 512:1 has as many, at 1024
+# one of 32:1, and one of 3:2 from 4700 pixels on. Of more only the middle is resized.
+MOST_PIXELS = 2**25
 SQUEEZED = 0.1  # by which sides may be out of proportion, as a share, without a word
 SHARE_SEEN = 0.7  # of an image; the usual crop of a square leaves 0.77
 
@@ -117,17 +120,18 @@ class Transform:
         laid[~(down[:, None] & across)] = np.nan
         return laid
 
-    def _fit(self, image: Image.Image, mode: InterpolationMode) -> np.ndarray:
-        if isinstance(self.resize, int):
-            image = F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
-        else:
-            image = F.resize(image, self.resize, mode)
-        return np.array(image)
+    def _fit(self, image: Image.Image, mode: InterpolationMode) -> Image.Image:
+        if not isinstance(self.resize, int):
+            return F.resize(image, self.resize, mode)
+        whole = self.resized(image.size[::-1])
+        if whole[0] * whole[1] > MOST_PIXELS:
+            return _resized_middle(image, whole, self.size, mode)
+        return F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
 
     def image(self, sample: Sample, content: bytes | None = None, notes: Notes | None = None) -> np.ndarray:
         """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
-        image = read_rgb(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
-        return self._fit(image, InterpolationMode.BILINEAR)
+        image = read_pixels(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
+        return np.array(self._fit(image, InterpolationMode.BILINEAR).convert("RGB"))
 
     def mask(self, sample: Sample) -> np.ndarray:
         """Read a sample's mask: (H, W), bool, True = defect; all False without a file. Raises DataError."""
@@ -135,11 +139,36 @@ class Transform:
             return np.zeros(self.size, dtype=bool)
         nearest = self.mask_rule == "nearest"
         mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
-        return self._fit(read_mask(sample.mask_path), mode) == 255
+        return np.asarray(self._fit(read_mask(sample.mask_path), mode)) == 255
 
     def sees_defect(self, sample: Sample) -> bool:
         """Whether any part of a sample's mask, however thin, lies in what the network sees. Raises DataError."""
-        return sample.mask_path is not None and self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).any()
+        if sample.mask_path is None:
+            return False
+        return self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).getbbox() is not None
+
+
+def _resized_middle(
+    image: Image.Image, whole: tuple[int, int], size: tuple[int, int], mode: InterpolationMode
+) -> Image.Image:
+    """The middle, of (H, W) `size`, of what resizing all of an image to (H, W) `whole` would give, and no more.
+
+    Cut out beforehand is what these pixels are made of and a margin, so that its edge has no part in them.
+    """
+    cuts, box = [], []
+    for pixels, resized, side in zip(image.size[::-1], whole, size, strict=True):
+        scale = pixels / resized
+        start = round((resized - side) / 2)  # as torchvision rounds it
+        low, high = start * scale, (start + side) * scale
+        margin = 2 + math.ceil(2 * scale)
+        cut = max(0, math.floor(low) - margin), min(pixels, math.ceil(high) + margin)
+        cuts.append(cut)
+        box.append((low - cut[0], min(high, pixels) - cut[0]))
+    (top, bottom), (left, right) = cuts
+    filter = Image.Resampling.NEAREST if mode is InterpolationMode.NEAREST else Image.Resampling.BILINEAR
+    return image.crop((left, top, right, bottom)).resize(
+        size[::-1], filter, (box[1][0], box[0][0], box[1][1], box[0][1])
+    )
 
 
 DEFAULT_TRANSFORM = Transform()
@@ -191,10 +220,11 @@ def look_over(
         share = transform.seen((height, width))
         if share < SHARE_SEEN:
             whole = transform.whole((height, width))
+            shown = f"resize={whole}, on the command line {whole[0]}x{whole[1]}, shows it all"
             notes.add(
                 sample.where,
-                f"of its {width}x{height} pixels the network sees {share:.0%}, the central square: resize={whole}, "
-                f"on the command line {whole[0]}x{whole[1]}, shows it all",
+                f"of its {width}x{height} pixels the network sees {share:.0%}, the central square: "
+                f"{shown if whole[0] * whole[1] <= MOST_PIXELS else 'cut it into pieces to see more'}",
                 "crop",
                 share,
             )

@@ -81,7 +81,7 @@ def test_options_for_speed_and_memory_reach_the_model(sample_root, tmp_path, mon
         assert {f"--{name}": extras[name] for name in ("precision", "search", "storage")} == dict(
             zip(chosen[::2], chosen[1::2], strict=True)
         )
-        assert len(list((tmp_path / ".cache").rglob("*.npy"))) == kept
+        assert len(list((tmp_path / ".cache").rglob("*.image"))) == kept
         shutil.rmtree(tmp_path / "project")
         shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
 

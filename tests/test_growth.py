@@ -220,5 +220,5 @@ def test_more_images_than_thresholds_are_taken_from(backbone, train):
 
 def test_the_reserve_is_what_the_bank_covers_worst():
     distances = torch.tensor([3.0, -torch.inf, 0.0, 7.0, 5.0])
-    assert growth.Reserve.farthest(distances).tolist() == [3, 4, 0]
+    assert growth.Reserve.farthest(distances).tolist() == [0, 3, 4]
     assert len(growth.Reserve.farthest(None)) == 0

@@ -1,6 +1,11 @@
 """Image files of every kind, by the pixels that they were made of."""
 
+import io
+import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -9,7 +14,8 @@ from PIL import Image
 
 import patchcore_kit as pk
 from patchcore_kit.datasets import read_rgb
-from patchcore_kit.images import bits_for, largest_value, read_header
+from patchcore_kit.images import bits_for, check_frame, largest_value, opened, read_header, read_pixels
+from patchcore_kit.notes import Notes
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 GREY = NOISE[..., 0]
@@ -275,3 +281,230 @@ def test_a_tiff_without_dimensions(tmp_path):
     for read in (read_rgb, read_header):
         with pytest.raises(pk.DataError, match=r"cannot read image .*a.tif"):
             read(path)
+
+
+MEASURED = """
+import json, sys, time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import patchcore_kit as pk
+from patchcore_kit.datasets import Sample
+from patchcore_kit.transforms import Transform
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+Transform((8, 8)).image(Sample("first", Path(sys.argv[1])))  # so that all is imported
+for name in sys.argv[2:]:
+    sample = Sample(name, Path(name), Path(name))
+    for what in ("image", "mask"):
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        except OSError as error:
+            sys.exit(77)
+        before, started, said = status("VmRSS"), time.perf_counter(), ""
+        try:
+            getattr(Transform(), what)(sample)
+        except pk.DataError as error:
+            said = str(error)
+        print(json.dumps([Path(name).name, what, status("VmHWM") - before, time.perf_counter() - started, said]))
+"""
+
+
+def measured(first, *files):
+    """(name, what) -> the peak of memory in MB above what the process takes anyway, seconds, and what was refused."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the peak of memory is read from Linux's /proc")
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(first), *map(str, files)], capture_output=True, text=True, check=False
+    )
+    if run.returncode == 77:
+        pytest.skip("the peak of memory may not be reset here")
+    assert run.returncode == 0, run.stderr
+    return {(name, what): rest for name, what, *rest in map(json.loads, run.stdout.splitlines())}
+
+
+def test_what_a_header_claims_and_one_row_of_pixels_take_no_memory(tmp_path):
+    """Of 93 bytes, 2.1 GB were made; a claim of 676 MB, of which the most would be touched."""
+    line = saved(tmp_path / "line.png", np.zeros((1, 8000), dtype=np.uint8))
+    column = saved(tmp_path / "column.png", np.zeros((8000, 1), dtype=np.uint8))
+    claims = [saved(tmp_path / f"claim.{ending}", np.zeros((8, 8, 3), np.uint8)) for ending in ("png", "bmp", "webp")]
+    for path, place, size in zip(claims, (16, 18, 26), (">II", "<II", "<HH"), strict=True):
+        content = bytearray(path.read_bytes())
+        content[place : place + struct.calcsize(size)] = struct.pack(size, 9000, 9000)
+        if path.suffix == ".png":
+            content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+    for (name, _), (peak, seconds, said) in measured(line, line, column, *claims).items():
+        assert peak < 60 and seconds < 2, name
+        assert ("it claims 9000x9000 pixels, of which its " in said) == name.startswith("claim"), said
+
+
+def test_16_bits_take_little_more_than_their_pixels(tmp_path):
+    """64-bit copies took 7.6 bytes a pixel of grey, and 19 of colour."""
+    shades = np.broadcast_to(np.linspace(0, 65535, 4000, dtype=np.uint16), (4000, 4000))
+    grey = saved(tmp_path / "grey.png", shades, compress_level=1)
+    colour = png_of_16_bits(tmp_path / "colour.png", np.dstack([shades[:3000, :3000]] * 3), 2)
+    ids = np.zeros((4000, 4000), dtype=np.uint16)
+    ids[100:600, 100:900], ids[1000:1500, 100:900] = 7, 300
+    mask = saved(tmp_path / "ids.png", ids)
+    found = measured(grey, grey, colour, mask)
+    assert found["grey.png", "image"][0] < 3 * 16 + 30
+    assert found["colour.png", "image"][0] < 8 * 9 + 30
+    assert found["ids.png", "mask"][0] < 6 * 16 + 30  # was 19 as well
+
+
+def test_grey_is_left_as_it_is_until_it_is_resized(tmp_path):
+    for name, values in {"8.png": GREY, "16.png": GREY.astype(np.uint16), "1.png": GREY > 127}.items():
+        path = saved(tmp_path / name, values)
+        assert read_pixels(path, notes=Notes()).mode == "L"
+        assert read_rgb(path).mode == "RGB"
+        transform = pk.Transform(36, 32)
+        whole = pk.Transform((36, 54)).image(pk.Sample("a", path))
+        assert (transform.image(pk.Sample("a", path)) == whole[2:34, 11:43]).all()
+        wanted = np.asarray(read_rgb(path).resize((54, 36), Image.Resampling.BILINEAR))
+        assert (whole == wanted).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "JPEG2000", "MSP", "XBM"])
+def test_formats_that_are_not_read_under_any_name(tmp_path, kind):
+    path = tmp_path / "photo.png"
+    saved(path, GREY > 127 if kind in ("MSP", "XBM") else NOISE, format=kind)
+    with Image.open(path) as image:
+        assert image.format in (kind, "GIF")  # Pillow would read it
+    for read in (read_rgb, read_header, pk.datasets.read_mask):
+        with pytest.raises(pk.DataError, match=r"photo\.png (is .* whatever its name says: save it as PNG|\(it is )"):
+            read(path)
+    with pytest.raises(pk.DataError, match=rf"photo\.{kind.lower()}(,? is .*, which is not read: save it as PNG| \()"):
+        read_rgb(
+            saved(tmp_path / f"photo.{kind.lower()}", GREY > 127 if kind in ("MSP", "XBM") else NOISE, format=kind)
+        )
+
+
+def test_a_picture_that_somebody_else_has_opened_is_read(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(GREY // 16 * 16).save(content, "GIF")
+    assert (np.asarray(read_rgb(check_frame(Image.open(content), "frame 0")))[..., 0] == GREY // 16 * 16).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as outside of the tests
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_blocks_stop_nothing(kind):
+    exif = Image.Exif()
+    exif[0x10F], exif[0x112], exif[0x11A] = "Maker", 3, 72.0
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    exif.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
+    file = io.BytesIO()
+    Image.fromarray(NOISE).save(file, kind, exif=exif, lossless=True)
+    whole, block = file.getvalue(), exif.tobytes()
+    start, rng, told = whole.index(block[6:40]), np.random.default_rng(0), 0
+    upside_down = np.asarray(read_rgb(whole, notes=Notes()))
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(start, start + len(block) - 6, rng.integers(1, 6)):
+            content[place] = rng.integers(256)
+        if kind == "PNG":
+            end = whole.index(b"IDAT") - 8
+            content[end : end + 4] = struct.pack(">I", zlib.crc32(content[whole.index(b"eXIf") : end]))
+        notes = Notes()
+        read = np.asarray(read_rgb(bytes(content), notes=notes))
+        ways = (upside_down, upside_down[::-1, ::-1], upside_down[::-1], upside_down[:, ::-1])
+        turned = (np.rot90(way, n) for way in ways for n in (0, 1))
+        assert any(read.shape == way.shape and (read == way).all() for way in turned)
+        told += bool(notes)
+        read_header(bytes(content))
+    assert told > 0
+
+
+def test_a_broken_exif_block_is_told_once(tmp_path, caplog):
+    path = saved(tmp_path / "a.jpg", NOISE, exif=b"Exif\0\0II no directory")
+    deep = png_of_16_bits(tmp_path / "deep.png", NOISE.astype(np.uint16), 2).read_bytes()
+    block = b"eXIfII no directory"
+    block = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    (tmp_path / "deep.png").write_bytes(deep[:33] + block + deep[33:])
+    for image in (path, tmp_path / "deep.png"):
+        caplog.clear()
+        assert read_rgb(image).size == (60, 40)
+        assert [m for m in caplog.messages if "EXIF" in m] == [
+            f"{image}: its EXIF block cannot be read, so it is taken to be upright"
+        ]
+
+
+RAISED = [struct.error, OverflowError, AttributeError, TypeError, KeyError, MemoryError, RecursionError, zlib.error,
+          AssertionError, NotImplementedError, UnicodeError, ZeroDivisionError, SyntaxError, EOFError]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("where", ["open", "load"])
+def test_whatever_pillow_raises_names_the_file_in_a_sentence(tmp_path, monkeypatch, kind, where):
+    path = saved(tmp_path / f"{'long ' * 20}name.png", NOISE)
+
+    def fail(*_, **__):
+        raise kind("\n".join(["half of the file"] * 10_000))
+
+    monkeypatch.setattr(*((Image, "open") if where == "open" else (Image.Image, "load")), fail)
+    if where == "load":
+        monkeypatch.setattr(Image.Image, "convert", fail)
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    for read in (read_rgb, pk.datasets.read_mask):
+        with pytest.raises(pk.DataError) as error:
+            read(path)
+        message = str(error.value)
+        assert len(message) <= 300 and "\n" not in message and f"{'long ' * 20}name.png (" in message
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_run_stops_it(tmp_path, monkeypatch, kind):
+    path = saved(tmp_path / "a.png", NOISE)
+    with pytest.raises(kind), opened(path):
+        raise kind
+
+
+def test_names_that_are_longer_than_a_message_keep_their_end(tmp_path):
+    path = tmp_path / ("x" * 240) / ("y" * 200 + ".png")
+    with pytest.raises(pk.DataError) as error:
+        read_rgb(path)
+    assert len(str(error.value)) <= 300 and "yyy.png: check its name" in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_header, largest_value, pk.datasets.read_mask])
+def test_pipes_are_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(pk.DataError, match=rf"{name} \(it is a named pipe, not a file\): remove it"):
+            read(tmp_path / name)
+
+
+def test_a_tiff_without_an_end_and_one_of_too_many_pages(tmp_path, monkeypatch):
+    content = bytearray(saved(tmp_path / "a.tif", GREY).read_bytes())
+    (start,) = struct.unpack("<I", content[4:8])
+    end = start + 2 + 12 * struct.unpack("<H", content[start : start + 2])[0]
+    content[end : end + 4] = struct.pack("<I", start)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert read_header(tmp_path / "a.tif").pages == 1
+    page = Image.fromarray(GREY)
+    page.save(tmp_path / "b.tif", save_all=True, append_images=[page] * 5)
+    monkeypatch.setattr(pk.images, "PAGES", 5)
+    with pytest.raises(pk.DataError, match=r"b\.tif holds more than 5 pages: save it as several files"):
+        read_header(tmp_path / "b.tif")
+
+
+def test_a_few_bytes_of_webp_are_no_large_photograph(tmp_path):
+    """A picture of one colour, which Pillow's decoder would take 1.3 GB for."""
+    content = bytearray(saved_webp(tmp_path, (64, 64)))
+    bits = int.from_bytes(content[21:25], "little") & ~0xFFFFFFF  # width - 1 and height - 1, of 14 bits each
+    content[21:25] = (bits | 8999 | 8999 << 14).to_bytes(4, "little")
+    (tmp_path / "a.webp").write_bytes(content)
+    with pytest.raises(pk.DataError, match="it claims 9000x9000 pixels"):
+        read_header(tmp_path / "a.webp")
+    (tmp_path / "b.webp").write_bytes(saved_webp(tmp_path, (4000, 4000)))
+    assert read_header(tmp_path / "b.webp").size == (4000, 4000)
+
+
+def saved_webp(folder, size):
+    Image.new("RGB", size).save(folder / "black.webp", lossless=True)
+    return (folder / "black.webp").read_bytes()

@@ -266,3 +266,22 @@ def test_black_on_a_transparent_canvas(tmp_path):
     canvas[SQUARE] = (0, 0, 0, 255)
     Image.fromarray(canvas).save(tmp_path / "mask.png")
     assert difference(tmp_path / "mask.png") == 0
+
+
+def test_a_broken_exif_block_of_a_mask_is_told(tmp_path, caplog):
+    grey(255).save(tmp_path / "mask.png", exif=b"Exif\0\0II no directory")
+    assert difference(tmp_path / "mask.png") == 0
+    assert caplog.messages == [f"{tmp_path / 'mask.png'}: its EXIF block cannot be read, so it is taken to be upright"]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (70, 90), (280, 370), (0, 385), (295, 0)])
+@pytest.mark.parametrize("sigma", [0, 1, 4])
+@pytest.mark.parametrize("background", [0, 30])
+def test_what_lies_around_the_labels_is_all_that_matters(tmp_path, monkeypatch, place, sigma, background):
+    values = np.full((300, 400), float(background))
+    values[place[0] : place[0] + 20, place[1] : place[1] + 30] = 200
+    values[150:180, 200:230] = 100
+    Image.fromarray(scipy.ndimage.gaussian_filter(values, sigma).astype(np.uint8)).save(tmp_path / "mask.png")
+    found = np.asarray(read_mask(tmp_path / "mask.png"))
+    monkeypatch.setattr(pk.masks, "MARGIN", 1000)
+    assert found.any() and (found == np.asarray(read_mask(tmp_path / "mask.png"))).all()

@@ -206,3 +206,36 @@ def test_8_bits_are_as_they_are(tmp_path, caplog):
     assert noted(path, Transform((40, 60)), caplog) == (Transform((40, 60)), [])
     for bits in (8, 12, 16):
         assert (Transform((40, 60), bits=bits).image(Sample("a", path)) == NOISE).all()
+
+
+LONG = [(1, 8000), (8000, 1), (2, 3000), (3, 5000), (7, 9001)]
+
+
+@pytest.mark.parametrize("size", LONG)
+@pytest.mark.parametrize("rule", ["inside", "nearest"])
+def test_what_is_cut_before_it_is_resized_is_as_if_all_had_been_resized(tmp_path, monkeypatch, size, rule):
+    rng = np.random.default_rng(0)
+    image = saved(tmp_path / "a.png", rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    mask = saved(tmp_path / "mask.png", (rng.random(size) < 0.5).astype(np.uint8) * 255)
+    sample, transform, found = Sample("a.png", image, mask, "dent"), Transform(64, 60, mask_rule=rule), []
+    for most in (0, 2**40):
+        monkeypatch.setattr(pk.transforms, "MOST_PIXELS", most)
+        found.append((transform.image(sample).astype(int), transform.mask(sample), transform.sees_defect(sample)))
+    (image, mask, seen), (whole_image, whole_mask, whole_seen) = found
+    assert image.shape == (60, 60, 3) and mask.shape == (60, 60)
+    assert np.abs(image - whole_image).max() <= 1
+    assert (image != whole_image).mean() < 0.01
+    assert (mask == whole_mask).all() and seen == whole_seen
+
+
+def test_ordinary_photographs_are_resized_as_a_whole(tmp_path, monkeypatch):
+    """As the reference does, so that not a bit of them is another."""
+    monkeypatch.setattr(pk.transforms, "_resized_middle", None)
+    for size in ((300, 300), (200, 4000), (3000, 200)):
+        Transform(1024, 896).image(Sample("a", saved(tmp_path / "a.png", np.zeros(size, dtype=np.uint8))))
+
+
+def test_a_row_of_pixels_is_told_without_an_image_size_that_nobody_can_use(tmp_path, caplog):
+    path = saved(tmp_path / "a.png", np.zeros((1, 8000), dtype=np.uint8))
+    (line,) = noted(path, Transform(), caplog)[1]
+    assert line.endswith("of its 8000x1 pixels the network sees 0%, the central square: cut it into pieces to see more")
