@@ -13,6 +13,7 @@ has set up no log, as plain lines. Whatever takes time to import is imported whe
 import functools
 import gc
 import glob
+import io
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 import click
 
 from patchcore_kit.errors import DataError, KitError, ResultsError
-from patchcore_kit.files import user_path, writing
+from patchcore_kit.files import file_name, user_path, writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -552,10 +553,22 @@ class _Outputs:
                 temporary.touch()
 
     def _remove_earlier(self) -> None:
-        """The pictures of an earlier run, which would be taken for this one's."""
-        records = self.folder / "predictions.jsonl"
-        for line in records.read_text(encoding="utf-8").splitlines() if records.is_file() else ():
-            picture = self.folder / _inside(json.loads(line).get("picture") or "-")
+        """The pictures of an earlier run, which would be taken for this one's.
+
+        Raises ResultsError for tables that are not an earlier run's.
+        """
+        records, table = self.folder / "predictions.jsonl", self.folder / "predictions.csv"
+        try:
+            lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
+            pictures = [json.loads(line).get("picture") for line in lines]
+            with table.open(encoding="utf-8") if table.exists() else io.StringIO("name,") as file:
+                ours = file.readline().startswith("name,")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            ours = False
+        if not ours:
+            raise ResultsError(f"{records} or {table.name} there is no earlier run's: choose another folder for --out")
+        for picture in pictures:
+            picture = self.folder / _inside(str(picture or "-"))
             if picture.is_file() and picture.is_relative_to(self.folder / "pictures"):
                 picture.unlink()
 
@@ -584,8 +597,9 @@ class _Outputs:
 
     def _free(self, name: str) -> PurePosixPath:
         """A place for the picture, below the folder, that no other picture of this run has."""
-        path = PurePosixPath("pictures") / _inside(name)
-        number, free = 1, path.with_suffix(".jpg")
+        *folders, last = _inside(name).with_suffix("").parts
+        path = PurePosixPath("pictures", *map(file_name, folders), f"{file_name(last)}.jpg")
+        number, free = 1, path
         while str(free).casefold() in self._pictures:
             number += 1
             free = path.with_name(f"{path.stem}_{number}.jpg")

@@ -132,8 +132,10 @@ def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
         given = tensors[name]
         if given.shape != tensor.shape:
             return f"its {name} is {tuple(given.shape)}, not {tuple(tensor.shape)}"
-        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-        if given.layout != torch.strided or given.is_floating_point() == whole or tensor.is_floating_point() == whole:
+        if given.layout != torch.strided:
+            return f"its {name} is {given.layout}"
+        odd = given.is_complex() or given.dtype == torch.bool  # neither a float nor a whole number
+        if odd or given.is_floating_point() != tensor.is_floating_point():
             return f"its {name} holds {given.dtype}, not {tensor.dtype}"
         if not bool(given.isfinite().all()):
             return f"its {name} holds values that are not finite"

@@ -139,12 +139,13 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
 @contextmanager
 def _draft(parent: Path) -> Iterator[Path]:
     """A new folder that goes with the block, and that nobody takes for a dead process's."""
-    while True:
+    while True:  # somebody may tidy up before it is locked
         draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=parent))
-        handle = os.open(draft, os.O_RDONLY)
-        if _lock(handle) and draft.is_dir():  # else somebody has tidied up before it was locked
-            break
-        os.close(handle)
+        with suppress(FileNotFoundError):
+            handle = os.open(draft, os.O_RDONLY)
+            if _lock(handle) and draft.is_dir():
+                break
+            os.close(handle)
     try:
         yield draft
     finally:
@@ -257,6 +258,14 @@ def run_name(option: str, name: str) -> str:
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
         raise SettingsError(f"{option} is {short(name)!r}, of {size} bytes: give a name of at most {LONGEST_NAME}")
     return name
+
+
+def file_name(stem: str) -> str:
+    """A name for a file that any system takes: as `printable`, and a long one cut, with a checksum behind."""
+    name = printable(stem)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{zlib.crc32(name.encode()):08x}"
 
 
 def printable(name: str) -> str:

@@ -9,7 +9,6 @@ log line where the rest is drawn, a DataError where nothing is.
 
 import logging
 import re
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import LONGEST_NAME, SYSTEMS, printable, user_path, writing
+from patchcore_kit.files import SYSTEMS, file_name, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -681,7 +680,7 @@ def save_segmentation_images(
         caption = f"{sample.name}   {said}   weights: {predictions.weights}"
         picture = segmentation_image(shown, low, high, caption)
         parts = Path(sample.name).parts if sample.path is None else sample.path.parts
-        stem = _file_name("_".join(parts[-4:]).removesuffix(".png"))
+        stem = file_name("_".join(parts[-4:]).removesuffix(".png"))
         numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
         name = next(name for name in numbered if name.casefold() not in names)
         names.add(name.casefold())
@@ -690,15 +689,6 @@ def save_segmentation_images(
             check_picture(path)
         with writing(path) as temporary:
             picture.save(temporary, "PNG", compress_level=3, pnginfo=mark)
-
-
-def _file_name(stem: str) -> str:
-    """A name that any file system takes, and that goes into UTF-8."""
-    name = printable(stem)
-    if len(name.encode()) <= LONGEST_NAME:
-        return name
-    end = f"{zlib.crc32(name.encode()):08x}"
-    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{end}"
 
 
 def check_pictures(folder: Path) -> None:

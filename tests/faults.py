@@ -259,6 +259,8 @@ def together(work: Path, case: Case, processes: int = 8) -> str:
                 for _ in range(4):
                     case.act(folder)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(child)
@@ -280,11 +282,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         known = cases(work)
-        for name, how in itertools.product(options.what or known, ("kill", *ERRORS)):
+        for name, how in itertools.product(
+            [name for name in options.what or known if name in known], ("kill", *ERRORS)
+        ):
             print(
                 strike(name, known[name], how, options.every if how == "kill" else 3 * options.every, work), flush=True
             )
-        if not options.what:
+        if not options.what or options.what == ["together"]:
             print(together(work, known["save"]))
 
 

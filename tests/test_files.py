@@ -169,6 +169,12 @@ def test_names_that_lead_elsewhere(name):
     assert len(str(refusal.value)) < 300
 
 
+def test_long_names_are_cut_and_stay_different():
+    one, other = (files.file_name("ä" * 120 + end) for end in "xy")
+    assert one != other and len(one.encode()) <= 200 and one.startswith("ääää")
+    assert files.file_name("a b") == "a b"
+
+
 def test_names_become_printable():
     assert [printable(name) for name in ("Teil ä 1", "a\nb", "\udce4")] == ["Teil ä 1", r"a\nb", r"\udce4"]
 

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import matplotlib as mpl
 import numpy as np
@@ -339,6 +340,21 @@ def test_pictures_never_overwrite_each_other(tmp_path, predictions):
     save_segmentation_images(tmp_path / "pictures", paths, Transform(64, 56), some, progress=False)
     written = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert len(written) == 5 and "b_c_d_0.png" in written and "b_c_d_0_2.png" in written
+
+
+def test_pictures_of_names_that_no_file_can_have_again(tmp_path, predictions):
+    paths = [tmp_path / ("y" * 200) / name for name in (os.fsdecode(b"caf\xe9.png"), "x" * 240 + ".png")]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.new("RGB", (64, 64)).save(path)
+    some = pk.Predictions(predictions.scores[:2], predictions.maps[:2], predictions.labels[:2], None, ("a", "b"))
+    for _ in range(2):  # the second time over the first
+        save_segmentation_images(tmp_path / "pictures", paths, Transform(64, 56), some, progress=False)
+    written = [path.name for path in (tmp_path / "pictures").iterdir()]
+    assert len(written) == 2 and all(len(name.encode()) <= 204 for name in written)
+    (tmp_path / "pictures" / written[0]).write_text("mine")
+    with pytest.raises(pk.ResultsError, match="would be replaced, but is no picture of the kit's"):
+        save_segmentation_images(tmp_path / "pictures", paths, Transform(64, 56), some, progress=False)
 
 
 def test_pictures_of_frames(tmp_path, predictions):
