@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
@@ -26,6 +26,7 @@ from patchcore_kit.files import checksum, claimed, printable, run_name, tidy, us
 from patchcore_kit.masks import mask_files
 from patchcore_kit.plots import check_pictures, save_segmentation_images
 from patchcore_kit.predictions import COLUMNS, INTERVALS, METRICS, evaluate
+from patchcore_kit.reference_format import check_replaceable
 from patchcore_kit.results import COSTS, Results
 
 LOGGER = logging.getLogger(__name__)
@@ -91,9 +92,10 @@ def _unless_empty(folder: Path) -> Iterator[list[Path]]:
     try:
         yield made
     finally:
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        with suppress(OSError):  # which would hide what has failed before
+            for path in made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
 
 
 @contextmanager
@@ -219,7 +221,10 @@ def _made_from(category: Category, samples: Sequence[Sample], results: Results, 
 
 
 def _done(category: Category, made_from: str, results: Results, outputs: Outputs) -> bool:
-    """Whether a category has its row, made from the same, and all the files that are asked for."""
+    """Whether a category has its row, made from the same, and all the files that are asked for.
+
+    Raises ResultsError if one is in the way that the kit has not written.
+    """
     name, wanted = row_name(category), outputs.of(category)
     files = {
         MODELS: [f"models/{name}"],
@@ -227,10 +232,13 @@ def _done(category: Category, made_from: str, results: Results, outputs: Outputs
         PICTURES: [f"segmentation_images/{name}"],
     }
     there = all((results.folder / file).exists() for kind in wanted for file in files[kind])
-    done = results.current(name, made_from, wanted) and there
-    if done:
+    if results.current(name, made_from, wanted) and there:
         LOGGER.info("%s: done before", name)
-    return done
+        return True
+    for kind, check in ((MODELS, check_replaceable), (PICTURES, check_pictures)):  # before any work is done
+        if kind in wanted and (results.folder / kind / name).is_dir():
+            check(results.folder / kind / name)
+    return False
 
 
 def _evaluate(

@@ -6,6 +6,7 @@ long as its process lives. One that can be locked was left by a process that is 
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -20,11 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchcore_kit.errors import ResultsError, SettingsError, short
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where drafts of dead processes stay
-    fcntl = None
 
 # what numpy and json raise for files that are missing, locked, damaged or something else
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -126,7 +122,7 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
                     _replace_in_two_steps(new, path, draft / "old")
             else:
                 new.replace(path)
-            _reach_disk_folder(path.parent)
+            _sync(path.parent)
     except ResultsError:
         raise
     except OSError as error:
@@ -159,8 +155,7 @@ def _lock(handle: int) -> bool:
     Where the file system has no locks it is taken to be locked.
     """
     try:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -170,25 +165,20 @@ def _lock(handle: int) -> bool:
 
 def _reach_disk(path: Path) -> None:
     """Wait until a file, or all of a folder, is on the disk: a name must not get there before its content."""
-    if not path.is_dir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        return
-    for below in path.iterdir():
+    for below in path.iterdir() if path.is_dir() else ():
         _reach_disk(below)
-    _reach_disk_folder(path)
+    _sync(path)
 
 
-def _reach_disk_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # of folders not every system can
+            raise
+    finally:
+        os.close(handle)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -223,7 +213,7 @@ def tidy(folder: Path) -> None:
     drafts = []
     with suppress(OSError):
         drafts = [path for path in folder.iterdir() if path.name.startswith(DRAFT)]
-    for draft in drafts if fcntl else ():
+    for draft in drafts:
         with suppress(OSError):  # it is gone, or not ours to touch
             handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -706,7 +706,9 @@ def check_picture(path: Path) -> None:
     except (OSError, SyntaxError, ValueError):
         ours = False
     if not ours:
-        raise ResultsError(f"{path} would be replaced, but is no picture of the kit's: move it away")
+        raise ResultsError(
+            f"{path} would be replaced, but is no picture of the kit's, or an earlier version's: move its folder away"
+        )
 
 
 def map_scale(predictions: Predictions, scale: tuple[float, float] | None = None) -> tuple[float, float]:

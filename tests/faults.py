@@ -286,7 +286,7 @@ def main() -> None:
             [name for name in options.what or known if name in known], ("kill", *ERRORS)
         ):
             print(
-                strike(name, known[name], how, options.every if how == "kill" else 3 * options.every, work), flush=True
+                strike(name, known[name], how, options.every if how == "kill" else 9 * options.every, work), flush=True
             )
         if not options.what or options.what == ["together"]:
             print(together(work, known["save"]))
