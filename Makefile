@@ -9,7 +9,7 @@ export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help workshop lab test test-notebooks-full test-install test-docker sample-data lint benchmark lock clean
+.PHONY: help workshop lab test test-long test-faults test-notebooks-full test-install test-docker sample-data lint benchmark lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,13 @@ lab: .venv/ready ## open the notebooks in JupyterLab, without Docker: click the 
 
 test: .venv/ready ## set up and run the tests
 	$(RUN) -m pytest
+
+test-long: .venv/ready ## run in full what `make test` runs in a short form
+	$(RUN) -m pytest -m long
+
+test-faults: .venv/ready ## kill it at every file operation and give it 10 000 hostile files (see docs/reliability.md)
+	$(RUN) tests/faults.py
+	$(RUN) tests/hostile.py
 
 test-notebooks-full: .venv/ready ## run every notebook at full size, each one first (10 minutes and more)
 	$(RUN) -m pytest -m full tests/test_notebooks.py

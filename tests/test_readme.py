@@ -34,7 +34,7 @@ def bash(command, folder):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory, mvtec, resnet18_file):
+def clone(tmp_path_factory, bottles, resnet18_file):
     """What a user has after setting up: the repository, an environment, MVTec AD and weights where the README says."""
     folder = tmp_path_factory.mktemp("clone")
     for name in (
@@ -49,7 +49,7 @@ def clone(tmp_path_factory, mvtec, resnet18_file):
     ):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "data").mkdir()
-    (folder / "data/mvtec_anomaly_detection").symlink_to(mvtec)
+    (folder / "data/mvtec_anomaly_detection").symlink_to(bottles)
     (folder / "weights").symlink_to(resnet18_file.parent)
     return folder
 

@@ -217,34 +217,21 @@ def test_members_that_cannot_be_compared_are_refused(random_resnet18, category):
 # real parts
 
 
-@pytest.fixture(scope="module")
-def real(resnet18, mvtec, surface):
-    """(predictions with distance scores, with density scores) of each, the banks the same."""
-    found = {}
-    for root, name, resize in ((mvtec, "bottle", 256), (surface, "magnetic_tile", (224, 224))):
-        images = pk.load_category(root, name)
-        found[name] = [
-            pk.PatchCore(resnet18, resize=resize, scoring=scoring, progress=False)
-            .fit(images.train)
-            .predict(images.test)
-            for scoring in ("distance", "density")
-        ]
-    return found
-
-
 def test_density_scores_are_sharper(real):
-    bottle, tile = real["bottle"], real["magnetic_tile"]
-    before, after = ([one.metrics for one in pair] for pair in (bottle, tile))
+    before, after = (
+        [real.found(name, scoring)[1].metrics for scoring in ("distance", "density")]
+        for name in ("bottle", "magnetic_tile")
+    )
     assert before[1]["instance_auroc"] >= 0.999 and before[1]["full_pixel_auroc"] >= 0.977
     assert before[1]["full_pro"] >= before[0]["full_pro"] - 0.006  # .004 in the mean of seeds
     assert after[1]["instance_auroc"] >= after[0]["instance_auroc"] + 0.02  # .034 in the mean of seeds
     assert after[1]["full_pro"] >= after[0]["full_pro"] - 0.004
 
 
-@pytest.mark.parametrize("scoring", [0, 1])
+@pytest.mark.parametrize("scoring", ["distance", "density"])
 @pytest.mark.parametrize("name", ["bottle", "magnetic_tile"])
 def test_false_alarms_on_new_good_images_are_as_promised(real, name, scoring):
-    predictions = real[name][scoring]
+    _, predictions = real.found(name, scoring)
     alarms = (predictions.verdicts != "good")[predictions.labels == 0]
     low, high = scipy.stats.binom.ppf([0.025, 0.975], len(alarms), 0.05)
     assert low <= alarms.sum() <= high
@@ -252,6 +239,6 @@ def test_false_alarms_on_new_good_images_are_as_promised(real, name, scoring):
 
 
 def test_the_threshold_is_nearly_as_good_as_one_that_knows_the_labels(real):
-    metrics = real["bottle"][1].metrics
+    metrics = real.found("bottle", "density")[1].metrics
     assert metrics["alarm_f1"] >= metrics["instance_f1"] - 0.05
     assert metrics["alarm_missed"] == 0

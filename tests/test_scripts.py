@@ -40,9 +40,9 @@ def script(name, *args, weights):
     return done.stdout, done.stderr
 
 
-def test_bottle(mvtec, resnet18_file, tmp_path):
+def test_bottle(bottles, resnet18_file, tmp_path):
     network = ["patch_core", "-b", "resnet18", "-le", "layer2", "-le", "layer3"]
-    data = ["dataset", "--resize", "256", "--imagesize", "224", "-d", "bottle", "mvtec", mvtec]
+    data = ["dataset", "--resize", "256", "--imagesize", "224", "-d", "bottle", "mvtec", bottles]
     sampler = ["sampler", "-p", "0.1", "approx_greedy_coreset"]
     options = ["--save_patchcore_model", "--log_project", "p", "--log_group", "g"]
     script("run_patchcore", *options, tmp_path, *network, *sampler, *data, weights=resnet18_file)
@@ -55,15 +55,19 @@ def test_bottle(mvtec, resnet18_file, tmp_path):
     assert first[metrics].equals(second[metrics])
 
 
-@pytest.mark.parametrize("size", [["--resize", "256"], ["--resize", "224x224"]])
-def test_grey_images_of_every_shape(surface, resnet18_file, tmp_path, size):
-    network = ["patch_core", "-b", "resnet18", "--weights", resnet18_file, "sampler", "approx_greedy_coreset"]
-    data = ["dataset", *size, "-d", "magnetic_tile", "mvtec", surface]
-    options = ["--save_predictions", "--save_segmentation_images"]
-    output, log = script("run_patchcore", *options, tmp_path, *network, *data, weights=resnet18_file)
+@pytest.mark.parametrize("percentage", ["0.02", pytest.param("0.1", marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", ["256", "224x224"])
+def test_grey_images_of_every_shape(surface, resnet18_file, tmp_path, size, percentage):
+    network = ["patch_core", "-b", "resnet18", "--weights", resnet18_file]
+    sampler = ["sampler", "-p", percentage, "approx_greedy_coreset"]
+    data = ["dataset", "--resize", size, "-d", "magnetic_tile", "mvtec", surface]
+    options = ["--save_predictions"]
+    if (size, percentage) != ("256", "0.02"):
+        options.append("--save_segmentation_images")  # as long as all the rest
+    output, log = script("run_patchcore", *options, tmp_path, *network, *sampler, *data, weights=resnet18_file)
     assert "mvtec_magnetic_tile" in output
     row = pk.read_results(tmp_path / "project/group/results.csv").loc["mvtec_magnetic_tile"]
-    if "256" in size:
+    if size == "256":
         assert "_mask.png (and 27 more): the defect lies outside the central crop" in log
         assert "_mask.png (and 1 more): the defect is too thin" in log  # slivers at the border
     else:  # the whole image

@@ -14,9 +14,20 @@ import utils
 from patchcore_kit.calibration import Calibration
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Less than `start` draws: it is enough to see which files are made."""
+    folder = tmp_path_factory.mktemp("drawn") / "sample_small"
+    few = {"train": 4, "good": 2, "defective": 2, "size": 128}
+    return pk.draw_sample_data(folder, ("pill", "screw", "weave"), **few, progress=False)
+
+
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(tmp_path, drawn, monkeypatch):
     """An empty work folder; the current folder and matplotlib's settings come back afterwards."""
+    monkeypatch.setattr(
+        utils, "_draw_sample_data", lambda: shutil.copytree(drawn, Path("data/sample_small"), dirs_exist_ok=True)
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHCORE_WORK", str(tmp_path))
     monkeypatch.setenv("PATCHCORE_SMALL", "1")
@@ -125,7 +136,7 @@ def test_sizes_come_back_in_one_table(work):
     assert table[["category", "size"]].to_numpy().tolist() == [
         ["pill", 56], ["weave", 56], ["pill", 112], ["weave", 112]
     ]  # fmt: skip
-    assert table["bank_rows"].tolist() == [19, 19, 78, 78]
+    assert table["bank_rows"].tolist() == [9, 9, 39, 39]
     assert (table["peak_mb"] > 100).all()
     again = utils.train_at_sizes(data, ["pill"], [56], **options)  # done before: nothing is trained
     assert again["fit_seconds"].tolist() == table["fit_seconds"].tolist()[:1]
@@ -268,3 +279,10 @@ def test_own_photographs_or_some_of_the_data(work, sample_root, capsys):
     (folders[1] / "notes.txt").touch()
     with pytest.raises(pk.DataError, match="no images in own/new"):
         utils.own_photographs(sample_root, *folders)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"data": ' + b"[" * 30_000, b'{"data": NaN}'])
+def test_settings_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(pk.ResultsError, match=r"cannot read .*settings\.json \(.*remove it, or move its folder away"):
+        utils._settings(tmp_path)
