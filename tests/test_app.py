@@ -313,6 +313,18 @@ def test_out(work, detector):
     assert list(inside.rglob("*.jpg")) == []  # those of the earlier run
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("predictions.jsonl", "not json"), ("predictions.jsonl", "[1]\n"), ("predictions.csv", "thesis;draft\n1;2\n")],
+)
+def test_tables_that_are_not_an_earlier_runs_stay(work, name, content):
+    Path("out").mkdir()
+    Path("out", name).write_text(content)
+    result = run("predict", "model", "test/good", "--out", "out")
+    assert result.exit_code == 2 and "there is no earlier run's: choose another folder for --out" in result.output
+    assert Path("out", name).read_text() == content and len(list(Path("out").iterdir())) == 1
+
+
 def test_pictures_of_one_name_are_kept_apart(work):
     for name in ("a/x.png", "a/x.bmp", "A/X.PNG"):
         (work / name).parent.mkdir(exist_ok=True)
