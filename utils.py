@@ -1,6 +1,5 @@
 """What the notebooks share: command lines built from Python, a look at the machine, what data may lack, and answers."""
 
-import json
 import logging
 import os
 import sys
@@ -21,7 +20,8 @@ import patchcore_kit as pk
 from patchcore_kit import plots
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 from patchcore_kit.datasets import as_samples
-from patchcore_kit.files import user_path
+from patchcore_kit.errors import short
+from patchcore_kit.files import read_json, user_path
 from patchcore_kit.weights import find, resolve
 
 BACKBONES = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # those whose weights `start` looks for
@@ -177,7 +177,9 @@ def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu
     name = data.resolve().name  # as the script records it
     made_from = _settings(run).get("data", name)
     if made_from != name:
-        raise pk.ResultsError(f"{run} was made from {made_from}, not {name}: rename that folder, or set RUN to another")
+        raise pk.ResultsError(
+            f"{run} was made from {short(made_from)}, not {name}: rename that folder, or set RUN to another"
+        )
     missing = set(pk.list_categories(data)) - set(trained_categories(run))
     if missing:
         print(f"{run} has no {', '.join(sorted(missing))}: task 1 adds them")
@@ -211,7 +213,7 @@ def find_or_evaluate(data: Path, run: Path, folder: Path | str = "evaluation", *
     made, table = _settings(folder), folder / "results.csv"
     current = (
         made.get("models") == [str(model) for model in models]
-        and made["data"] == data.resolve().name
+        and made.get("data") == data.resolve().name
         and all(_with_reasons(folder / "predictions" / f"{model.name}.npz") for model in models)
         and table.is_file()
         and table.stat().st_mtime >= (run / "results.csv").stat().st_mtime
@@ -264,8 +266,12 @@ def _call(command: click.Command, args: Sequence[str]) -> None:
 
 
 def _settings(folder: Path) -> dict:
+    """What a run was made with, as far as it says. Raises ResultsError for a file that cannot be read."""
     path = folder / "settings.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise pk.ResultsError(f"cannot read {path} ({short(error)}): remove it, or move its folder away") from None
 
 
 @contextmanager

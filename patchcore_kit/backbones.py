@@ -277,9 +277,7 @@ class Backbone:
                 try:
                     self._shapes((height, width))
                 except Exception:
-                    raise SettingsError(
-                        f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
-                    ) from error
+                    raise self._too_odd(height, width) from error
                 raise  # not the size's fault: out of memory, for one
             maps = [
                 self._as_map(output.float(), form, height, width)
@@ -301,6 +299,23 @@ class Backbone:
             for side, of in zip((height, width), self._patch, strict=True)
         )
         return f"choose a height of {down} and a width of {across}, whole patches of {self._patch[0]}x{self._patch[1]}"
+
+    def empty_maps(self, height: int, width: int) -> list[Tensor]:
+        """Maps as of one image of this size that have shapes but no values, found without computing anything.
+
+        Raises SettingsError for a size that the network does not take.
+        """
+        try:
+            shapes = self._shapes((height, width))
+        except Exception as error:
+            raise self._too_odd(height, width) from error
+        outputs = (torch.empty(shape, device="meta") for shape in shapes)
+        return [self._as_map(output, form, height, width) for output, form in zip(outputs, self._formats, strict=True)]
+
+    def _too_odd(self, height: int, width: int) -> SettingsError:
+        return SettingsError(
+            f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
+        )
 
     def _as_map(self, output: Tensor, form: str | int, height: int, width: int) -> Tensor:
         if form == "NCHW":
@@ -334,7 +349,8 @@ class Backbone:
         return f"Backbone({self.name!r}, layers={self.layers}, weights={self.weights!r}, device='{self.device}')"
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """A device by its name. Raises SettingsError if it is not there."""
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -380,7 +396,7 @@ def load_backbone(
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not layers or len(set(layers)) < len(layers):
         raise SettingsError(f"layers={layers} must name at least one layer, and each only once")
-    place = _device(device)
+    place = find_device(device)
     source = resolve(name)
     if weights == "random":
         path, origin = None, "random"

@@ -124,11 +124,16 @@ class Calibration:
 
     @classmethod
     def of(cls, stored: Mapping[str, np.ndarray]) -> "Calibration | None":
-        """What `arrays` gave; None where nothing is stored. Raises ValueError for what cannot be."""
+        """What `arrays` gave; None where nothing is stored or follows. Raises ValueError for what cannot be."""
         if "good_scores" not in stored:
             return None
         scores, peaks, rate = stored["good_scores"], stored["good_peaks"], float(stored["alarm_rate"])
         check(rate)
         if len(scores) != len(peaks) or min(scores.min(initial=0), peaks.min(initial=0)) < 0:
             raise ValueError(f"{len(scores)} scores and {len(peaks)} peaks of good images, or negative ones")
-        return cls(scores, peaks, rate)
+        found = cls(scores, peaks, rate)
+        if not (found.look and found.pixel):
+            return None
+        if not np.isfinite([found.look.value, found.defective.value, found.pixel.value]).all():
+            raise ValueError(f"no threshold is finite at a rate of {rate}")
+        return found

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit import calibration, coreset, memory_bank, reasons, reference_format, suspects
 from patchcore_kit.appearance import Appearance, measure
-from patchcore_kit.backbones import Backbone, load_backbone
+from patchcore_kit.backbones import Backbone, find_device, load_backbone
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, short, whole_number
@@ -354,7 +354,8 @@ class PatchCore:
 
         spare, n = self.reserve_, len(self.train_names_)
         parts = [torch.from_numpy(part).to(rows.device, torch.float32) for part in (old.rows, spare.rows)]
-        projected = coreset.project([*parts, rows], self.projection, self.seed) if self._projects else None
+        filled = [part for part in (*parts, rows) if len(part)]  # the reserve may be empty
+        projected = coreset.project(filled, self.projection, self.seed) if self._projects else None
         there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
         k = there if self.sampler == "identity" else min(max(0, room), there)
         chosen, uncovered = coreset.select_more(
@@ -374,7 +375,7 @@ class PatchCore:
 
         share = spread(len(good), max(1, round(CALIBRATED * len(good) / n)))
         held = [self._hold_out(rows.only(share), before + share)]
-        if self.held_out_:
+        if self.held_out_ and self.held_out_.distances.shape[2] == self.num_nn:
             some = spread(len(self.held_out_), CALIBRATED - len(share))
             held.insert(0, self.held_out_.only(some).closer(self.bank_, len(old)))
         self.held_out_ = HeldOut.joined([one for one in held if one])
@@ -430,7 +431,7 @@ class PatchCore:
         distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
         patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
         scores = image_scores(patches, self.scoring)
-        if not np.isfinite(scores).all():
+        if not (scores < np.finfo(np.float32).max).all():  # which FAISS gives where it finds none; NaN is not less
             raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
         if self.reweight:
             strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
@@ -684,6 +685,7 @@ class PatchCore:
         """
         if not prefix and reference_format.prefixes(folder) != [""]:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
+        device = find_device(device)
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
         made_for = extras.get("scoring", "distance")
@@ -701,6 +703,8 @@ class PatchCore:
             )
         except WeightsError as error:
             raise WeightsError(f"the model in {folder} needs the weights it was made with: {error.needed}") from None
+        except SettingsError as error:
+            raise ModelError(f"the model in {folder} cannot be opened ({short(error)})") from None
         if extras and backbone.fingerprint != extras["weights_fingerprint"]:
             raise ModelError(
                 f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
@@ -768,8 +772,8 @@ class PatchCore:
         return self._spacing_of(projected, np.arange(len(rows)), rows.shape[1], Notes())
 
     def _find_grid(self) -> tuple[int, int]:
-        """Run the network once on an empty image of the right size."""
-        return self.embedding.grid(self.backbone(torch.zeros(1, 3, *self.transform.size, device=self.backbone.device)))
+        """By the maps' shapes alone: the size that a file claims costs nothing."""
+        return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
 
 
 @contextmanager

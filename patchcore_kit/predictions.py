@@ -1,6 +1,5 @@
 """What a detector says of a list of images: one score and one anomaly map each, beside the truth where it is known."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,17 +31,19 @@ INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1")
 
 
 NONE = np.array((), dtype=str)
-# what a file of them holds: see `arrays.Kind`
+# what a file of them holds: see `arrays.Kind`; n images with maps of HxW, R regions, t training images
 REQUIRED = ("scores", "maps", "labels", "names", "mask_rule", "weights")
 KINDS = {
-    "scores": ("f", 1), "maps": ("f", 3), "labels": ("i", 1), "masks": ("b", 3), "names": ("U", 1),
-    "unmasked": ("U", 1), "mask_rule": ("U", 0), "weights": ("U", 0), "scoring": ("U", 0),
-    "sizes": ("i", 2), "remarks": ("U", 1),
-    "good_scores": ("f", 1), "good_peaks": ("f", 1), "alarm_rate": ("f", 0),
-    "region_images": ("i", 1), "region_boxes": ("i", 2), "region_peaks": ("f", 1), "region_pictures": ("u", 4),
-    "region_near": ("i", 3), "region_distances": ("f", 2), "good_names": ("U", 1), "good_sizes": ("i", 2),
-    "photographs": ("u", 1), "photograph_ends": ("i", 1), "grid": ("i", 1), "transform": ("i", 1),
+    "scores": ("f", "n"), "maps": ("f", "nHW"), "labels": ("i", "n"), "masks": ("b", "nHW"), "names": ("U", "n"),
+    "unmasked": ("U", "."), "mask_rule": ("U", ""), "weights": ("U", ""), "scoring": ("U", ""),
+    "sizes": ("i", "n2"), "remarks": ("U", "."),
+    "good_scores": ("f", "g"), "good_peaks": ("f", "g"), "alarm_rate": ("f", ""),
+    "region_images": ("i", "R"), "region_boxes": ("i", "R9"), "region_peaks": ("f", "R"),
+    "region_pictures": ("u", "RSS3"), "region_near": ("i", "RK2"), "region_distances": ("f", "RK"),
+    "good_names": ("U", "."), "good_sizes": ("i", "t2"), "photographs": ("u", "."), "photograph_ends": ("i", "t"),
+    "grid": ("i", "2"), "transform": ("i", "."),
 }  # fmt: skip
+LARGEST = 2**30  # pixels of a photograph: a gigabyte and more
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +221,8 @@ class Predictions:
         i = range(len(self.names))[i]
         index = None if self.index is None else float(self.index[i])
         regions = self.evidence.regions(i, self.alarm_threshold_pixel)
-        return Explanation(self.names[i], self.verdicts[i], index, self.remarks[i], regions)
+        remark = self.remarks[i] if self.remarks else ""
+        return Explanation(self.names[i], self.verdicts[i], index, remark, regions)
 
     def by_defect(self) -> "pd.DataFrame":
         """The metrics of each kind of defect among the good images, without intervals, and its number of images."""
@@ -273,6 +275,8 @@ class Predictions:
             about = str(file["mask_rule"]), str(file["weights"])
             scoring, evidence = str(file.get("scoring", "distance")), Evidence.of_arrays(file)
             seen = None if evidence is None else evidence.transform
+            if seen and seen.size != file["maps"].shape[1:]:
+                raise ValueError(f"maps of {file['maps'].shape[1:]}, made for {seen.size}")
             known = unmasked, Calibration.of(file), scoring, seen, file.get("sizes"), remarks, evidence
             return cls(*arrays, names, *about, *known)
         except Exception as error:  # whatever parsers raise for files that are damaged or something else
@@ -321,21 +325,22 @@ class Predictions:
 
 
 def _check_fit(file: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError if the arrays of a file do not belong together."""
-    n, (_, *size) = len(file["scores"]), file["maps"].shape
-    for name in ("maps", "labels", "names", "masks", "sizes", "remarks"):
-        if len(file.get(name, file["scores"])) not in (n, 0 if name == "remarks" else n):
-            raise ValueError(f"{len(file[name])} {name} of {n} images")
-    if "masks" in file and file["masks"].shape[1:] != tuple(size):
-        raise ValueError(f"masks of {file['masks'].shape[1:]}, maps of {tuple(size)}")
-    most = {"labels": 1, "region_images": n - 1}
-    if "good_names" in file:
-        most["region_near"] = max(len(file["good_names"]), math.prod(file["grid"].tolist())) - 1
-        if not len(file["good_names"]) == len(file["good_sizes"]) == len(file["photograph_ends"]):
-            raise ValueError("other numbers of good names, sizes and photographs")
-    for name, largest in most.items():
-        if name in file and file[name].size and not -1 <= file[name].min() <= file[name].max() <= largest:
+    """Raises ValueError if the arrays of a file do not belong together, or hold what cannot be."""
+    n, height, width = file["maps"].shape
+    if n and not height * width:
+        raise ValueError(f"maps of {height}x{width}")
+    ranges = {"labels": (-1, 1), "region_images": (0, n - 1), "sizes": (1, LARGEST), "good_sizes": (1, LARGEST)}
+    for name, (least, most) in ranges.items():
+        if name in file and file[name].size and not least <= file[name].min() <= file[name].max() <= most:
             raise ValueError(f"{name} from {file[name].min()} to {file[name].max()}")
+    if "sizes" in file and (file["sizes"].prod(axis=1) > LARGEST).any():
+        raise ValueError("photographs larger than any that is read")
+    if "good_names" in file:
+        if len(file["remarks"]) not in (0, n) or len(file["sizes"]) != n:
+            raise ValueError(f"{len(file['remarks'])} remarks and {len(file['sizes'])} sizes of {n} images")
+        names, photographs = len(file["good_names"]), len(file["good_sizes"])
+        if photographs not in (0, names):  # none of models of earlier versions
+            raise ValueError(f"{names} names of good images, {photographs} sizes")
 
 
 def _kind(name: str) -> str:

@@ -5,6 +5,7 @@ some of what lies around it, all on one scale.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -165,12 +166,22 @@ class Evidence:
         if "region_images" not in stored:
             return None
         imagesize, bits, *size = stored["transform"].tolist()
+        grid, photographs = tuple(stored["grid"].tolist()), unbundled(stored)
+        images, cells = np.moveaxis(stored["region_near"], -1, 0)
+        if (
+            min(grid) < 1
+            or min(images.min(initial=0), cells.min(initial=0)) < 0
+            or cells.max(initial=0) >= math.prod(grid)
+        ):
+            raise ValueError(f"the nearest patches are of cells {cells.min()} to {cells.max()} of {grid}")
+        if not all(photographs[i] for i in set(images.ravel().tolist())):
+            raise ValueError("a photograph that something is compared with is missing")
         return cls(
             *(stored[f"region_{name}"] for name in PARTS),
             names=tuple(stored["good_names"].tolist()),
             sizes=stored["good_sizes"],
-            photographs=unbundled(stored),
-            grid=tuple(stored["grid"].tolist()),
+            photographs=photographs,
+            grid=grid,
             transform=Transform(tuple(size) if len(size) > 1 else size[0], imagesize, bits=bits or None),
         )
 
@@ -270,6 +281,8 @@ def bundled(files: list[bytes]) -> dict[str, np.ndarray]:
 
 
 def unbundled(stored: Mapping[str, np.ndarray]) -> tuple[bytes, ...]:
-    """The files that `bundled` was given."""
+    """The files that `bundled` was given. Raises ValueError for ends that cannot be."""
     content, ends = stored["photographs"].tobytes(), stored["photograph_ends"].tolist()
+    if sorted([0, *ends]) != [0, *ends] or [0, *ends][-1] != len(content):
+        raise ValueError("the ends of its photographs are not where the files end")
     return tuple(content[start:end] for start, end in zip([0, *ends], ends, strict=False))

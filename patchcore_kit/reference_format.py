@@ -37,8 +37,11 @@ FILES = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ARRAYS_FILE)
 MEMBERS = 64  # at most, of an ensemble
 SIDE = 2**13  # pixels, at most, of what a network sees
 DIMENSION = 2**16  # at most
+LONGEST = 2**24  # pixels, at most, that a photograph has on a side
+LARGEST = 1e30  # squared distance, at most: sums of them are finite
 OF_IMAGES, OF_CELLS = ("images", "reserve_images", "held_out_images"), ("cells", "reserve_cells", "held_out_cells")
-OF_ROWS = ("images", "cells", "spacing", "near")  # arrays with a value for each row
+POSITIVE, SIZES = ("near", "held_out_distances", "spacing"), ("photograph_sizes", "training_sizes")
+FLOAT32 = ("near", "spacing", "held_out_distances", "search_axes", "search_origin", "search_centres", "search_reach")
 
 
 def _number(least: int, most: int) -> Callable[[object], bool]:
@@ -84,17 +87,24 @@ EXTRAS: Mapping[str, Callable[[object], bool]] = {
     "training_images": _texts,
 }
 
-# what the arrays beside a bank can be: see `arrays.Kind`
+# and those that earlier versions did not have
+LATER: Mapping[str, Callable[[object], bool]] = {
+    "bits": lambda value: value is None or _number(8, 32)(value),
+    "precision": lambda value: value in ("float32", "bfloat16"),
+}
+
+# what the arrays beside a bank can be: see `arrays.Kind`; M rows of D values, n images of C cells
 ARRAYS = {
-    "images": ("i", 1), "cells": ("i", 1), "spacing": ("f", 1), "near": ("f", 2),
-    "good_scores": ("f", 1), "good_peaks": ("f", 1), "alarm_rate": ("f", 0),
-    "appearance": ("f", 2), "photograph_sizes": ("i", 2), "training_sizes": ("i", 2),
-    "photographs": ("u", 1), "photograph_ends": ("i", 1),
-    "reserve_rows": ("f", 2), "reserve_images": ("i", 1), "reserve_cells": ("i", 1),
-    "held_out_images": ("i", 1), "held_out_distances": ("f", 3), "held_out_nearest": ("i", 2),
-    "held_out_cells": ("i", 2), "held_out_rows": ("f", 3),
-    "search_axes": ("f", 2), "search_origin": ("f", 1), "search_centres": ("f", 2), "search_reach": ("f", 0),
+    "images": ("i", "M"), "cells": ("i", "M"), "spacing": ("f", "M"), "near": ("f", "M."),
+    "good_scores": ("f", "g"), "good_peaks": ("f", "g"), "alarm_rate": ("f", ""),
+    "appearance": ("f", "a2"), "photograph_sizes": ("i", "a2"), "training_sizes": ("i", "n2"),
+    "photographs": ("u", "."), "photograph_ends": ("i", "n"),
+    "reserve_rows": ("f", "rD"), "reserve_images": ("i", "r"), "reserve_cells": ("i", "r"),
+    "held_out_images": ("i", "h"), "held_out_distances": ("f", "hCk"), "held_out_nearest": ("i", "hC"),
+    "held_out_cells": ("i", "hs"), "held_out_rows": ("f", "hsD"),
+    "search_axes": ("f", "dD"), "search_origin": ("f", "d"), "search_centres": ("f", "cd"), "search_reach": ("f", ""),
 }  # fmt: skip
+TOGETHER = (("images", "cells"), ("appearance", "photograph_sizes"), ("photographs", "photograph_ends"))
 
 # all that a pickled dict of texts, numbers and tuples takes; not LONG_BINPUT, which makes room for as many as it says
 OPCODES = frozenset({
@@ -145,8 +155,7 @@ def prefixes(folder: Path | str) -> list[str]:
     Raises ModelError if the folder is missing, holds no model, or lacks a member.
     """
     folder = user_path(folder)
-    if not folder.exists():
-        tidy(folder.parent)  # a process may have died while it was replaced
+    tidy(folder.parent)  # a process may have died while it was replaced
     if (folder / PARAMS_FILE).is_file():
         return [""]
     found = sorted(p.name for p in folder.glob(f"Ensemble-*-*_{PARAMS_FILE}")) if folder.is_dir() else []
@@ -208,24 +217,42 @@ def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
     """Read one member. Raises ModelError, naming the file, for whatever is missing, damaged or something else."""
     folder = user_path(folder)
     params, extras, sums = _read_settings(folder, prefix)
-    rows = _read_index(folder / f"{prefix}{INDEX_FILE}", params["target_embed_dimension"], sums.get(INDEX_FILE))
+    index = folder / f"{prefix}{INDEX_FILE}"
+    rows = _read_index(index, params["target_embed_dimension"], sums.get(INDEX_FILE))
+    if (nearest := params["anomaly_scorer_num_nn"]) > len(rows):
+        raise ModelError(f"{index} has {len(rows)} rows, but the settings beside it ask for the nearest {nearest}")
     path = folder / f"{prefix}{ARRAYS_FILE}"
     if not path.exists() and ARRAYS_FILE not in sums:
         return SavedModel(params, rows, extras, {})
+    if not extras:  # the kit writes both, and the reference neither
+        raise ModelError(f"no file {folder / f'{prefix}{EXTRAS_FILE}'}: copy the whole model folder")
     _content(path, sums.get(ARRAYS_FILE))
     with _damaged(path):
-        arrays = read_arrays(path, ARRAYS)
-        for name in OF_ROWS:
-            if len(arrays.get(name, rows)) != len(rows):
-                raise ValueError(f"{name} of {len(arrays[name])} rows, the bank has {len(rows)}")
-        names, cells = (len(extras["training_images"]), math.prod(extras["grid"])) if extras else (np.inf, np.inf)
-        for most, of in ((names, OF_IMAGES), (cells, OF_CELLS), (len(rows), ("held_out_nearest",))):
-            for name in of:
-                least = -1 if name == "held_out_images" else 0  # of images that the bank has learnt nothing from
-                values = arrays.get(name, np.arange(0))
-                if values.size and not least <= values.min() <= values.max() < most:
-                    raise ValueError(f"{name} from {values.min()} to {values.max()}, there are {most}")
+        images, cells = len(extras["training_images"]), math.prod(extras["grid"])
+        lengths = {"M": len(rows), "D": rows.shape[1], "n": images, "C": cells}
+        arrays = read_arrays(path, ARRAYS, lengths=lengths)
+        _check_values(arrays, lengths)
     return SavedModel(params, rows, extras, arrays)
+
+
+def _check_values(arrays: dict[str, np.ndarray], lengths: Mapping[str, int]) -> None:
+    """Raises ValueError if the arrays of a model hold what cannot be; floats that torch computes with become its."""
+    ranges = dict.fromkeys(OF_IMAGES, (0, lengths["n"] - 1))
+    ranges |= dict.fromkeys(OF_CELLS, (0, lengths["C"] - 1))
+    ranges |= dict.fromkeys(POSITIVE, (0, LARGEST)) | dict.fromkeys(SIZES, (1, LONGEST))
+    ranges["held_out_images"] = -1, ranges["images"][1]  # -1: of images that the bank has learnt nothing from
+    ranges["held_out_nearest"] = 0, lengths["M"] - 1
+    for name, (least, most) in ranges.items():
+        values = arrays.get(name, np.arange(0))
+        if values.size and not least <= values.min() <= values.max() <= most:
+            raise ValueError(f"{name} from {values.min()} to {values.max()}: they can be {least} to {most}")
+    for names in TOGETHER:
+        if len(there := arrays.keys() & names) == 1:
+            raise ValueError(f"it has {', '.join(there)} alone of {' and '.join(names)}")
+    if not arrays.get("spacing", np.ones(1)).all() or not len(arrays.get("appearance", "some")):
+        raise ValueError("it has a spacing of 0, or the appearance of no image")
+    for name in arrays.keys() & set(FLOAT32):
+        arrays[name] = arrays[name].astype(np.float32, copy=False)
 
 
 def read_settings(folder: Path | str, prefix: str = "") -> tuple[dict, dict]:
@@ -241,15 +268,21 @@ def _read_settings(folder: Path, prefix: str) -> tuple[dict, dict, dict[str, str
         with _damaged(path):
             extras = read_json(path)
             sums = extras.pop("checksums", {})  # earlier versions had none
+            if not isinstance(sums, dict):
+                raise ValueError(f"checksums is {short(repr(sums), 60)}")
             there = {name for name in FILES if (folder / f"{prefix}{name}").exists()}
             if sums and not (there <= sums.keys() and sums[EXTRAS_FILE] == _crc_of_extras(extras)):
                 raise ValueError("its checksum differs")
-            for key, fits in EXTRAS.items():
+            for key, fits in (EXTRAS | {key: LATER[key] for key in LATER.keys() & extras.keys()}).items():
                 if not fits(extras.get(key)):
                     raise ValueError(f"{key} is {short(repr(extras.get(key)), 60)}")
             if isinstance(extras["resize"], list):  # JSON has no pairs
                 extras["resize"] = tuple(extras["resize"])
-    return _read_params(folder / f"{prefix}{PARAMS_FILE}", sums.get(PARAMS_FILE)), extras, sums
+    params = _read_params(folder / f"{prefix}{PARAMS_FILE}", sums.get(PARAMS_FILE))
+    _, *size = params["input_shape"]
+    if type(resize := extras.get("resize")) is int and resize < max(size):
+        raise ModelError(f"{path} says resize {resize}, but the settings beside it images of {size}: copy them again")
+    return params, extras, sums
 
 
 @contextmanager
@@ -320,6 +353,8 @@ def _read_index(path: Path, dimension: int, crc: str | None) -> np.ndarray:
     if kind != b"IxF2" or metric != faiss.METRIC_L2 or not whole or count < 1:
         raise ModelError(f"{path} is not a FAISS index of some rows, IndexFlatL2, or a damaged one: copy it again")
     rows = np.frombuffer(bytearray(memoryview(content)[INDEX_HEADER.size :]), dtype="<f4").reshape(count, d)
-    if not np.isfinite([rows.min(), rows.max()]).all():
-        raise ModelError(f"{path} holds rows that are not finite: copy the model folder again, or train again")
+    if not d * max(float(rows.max()), -float(rows.min())) ** 2 < LARGEST:
+        raise ModelError(
+            f"{path} holds rows that are not finite, or too large: copy the model folder again, or train again"
+        )
     return rows

@@ -35,7 +35,7 @@ EARLIER = {"scoring": "distance", "alarm_rate": 0.05}  # settings of runs that d
 NUMBERS = (*COLUMNS, *INTERVALS, *COSTS)
 ROUNDING = 1e-9  # by which a share may be beyond 0 or 1
 LARGEST = 2**24  # bytes of a table
-COLUMNS_AT_MOST = 1000
+COLUMNS_AT_MOST, LINES_AT_MOST = 1000, 100_000
 
 
 class Results:
@@ -207,13 +207,16 @@ def read_results(path: Path | str) -> pd.DataFrame:
             raise FileNotFoundError("train first, it is written after every category")
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than any such table")
-        with path.open(encoding="utf-8", newline="") as file:
-            columns = next(csv.reader(file), [])
+        content = path.read_bytes()
+        if (lines := content.count(b"\n") + content.count(b"\r")) > LINES_AT_MOST:
+            raise ValueError(f"it has {lines} lines, more than any such table")
+        text = content.decode("utf-8")
+        columns = next(csv.reader(io.StringIO(text, newline="")), [])
         if NAMES not in columns:
             raise ValueError(f"it has no column {NAMES!r}")
         if len(columns) > COLUMNS_AT_MOST or len(set(columns)) < len(columns):
             raise ValueError(f"it has {len(columns)} columns, {len(set(columns))} of them different")
-        table = pd.read_csv(path, index_col=NAMES, dtype=str)
+        table = pd.read_csv(io.StringIO(text, newline=""), index_col=NAMES, dtype=str)
         if table.index.hasnans:
             raise ValueError("it has a row without a name")
         for column in table.columns.drop([*TEXTS, "defect"], errors="ignore"):
@@ -229,10 +232,15 @@ def read_results(path: Path | str) -> pd.DataFrame:
 
 def _as_numbers(texts: pd.Series) -> pd.Series:
     """What it may be: whole numbers, as of images, numbers, or texts."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return texts.astype(kind)
-    return texts
+    with suppress(ValueError):
+        return texts.astype(int)
+    try:
+        numbers = texts.astype(float)
+    except ValueError:
+        return texts
+    if np.isinf(numbers).any():
+        raise ValueError(f"{short(texts.name)} holds numbers that are not finite")
+    return numbers
 
 
 def _check_range(values: pd.Series) -> None:

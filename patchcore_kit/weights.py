@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from patchcore_kit.errors import SettingsError, WeightsError
+from patchcore_kit.errors import SettingsError, WeightsError, short
 from patchcore_kit.files import is_lfs_pointer, user_path, work_folder
 
 LOGGER = logging.getLogger(__name__)
@@ -276,6 +277,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
             tensors = load_file(path)
         else:
+            if zipfile.is_zipfile(path):  # torch writes nothing compressed, but would unpack it, however much it is
+                with zipfile.ZipFile(path) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                        raise ValueError("it claims more than its bytes can hold")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -287,11 +292,22 @@ def read(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
             tensors = tensors[wrapper]
-    if not isinstance(tensors, dict) or not any(isinstance(value, Tensor) for value in tensors.values()):
+    found = tensors.items() if isinstance(tensors, dict) else ()
+    found = {name: value for name, value in found if isinstance(name, str) and isinstance(value, Tensor)}
+    if not found:
         raise WeightsError(f"{path} holds no weights by name: save a network's state_dict()")
+    for name, value in found.items():
+        if value.is_quantized or value.device.type != "cpu":
+            raise WeightsError(
+                f"{path} cannot be read as weights ({short(name)} is quantized, or has no values): save them as float32"
+            )
     # torchvision's DenseNet files write norm.1 for what is called norm1
     return {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("module.")): value
-        for name, value in tensors.items()
-        if isinstance(value, Tensor)
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("module.")): _plain(value)
+        for name, value in found.items()
     }
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor that torch can compute with: of the floats of 8 bits float32, which holds each of their values."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor

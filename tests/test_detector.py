@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -117,6 +118,7 @@ def test_saving_never_removes_other_files(tmp_path, detector):
 def test_the_references_folder_gets_its_published_resize(tmp_path, detector):
     detector.save(tmp_path)
     (tmp_path / rf.EXTRAS_FILE).unlink()
+    (tmp_path / rf.ARRAYS_FILE).unlink()
     again = pk.PatchCore.load(tmp_path, weights="random", progress=False)
     assert again.resize == 73  # 8/7 of 64
     assert pk.load_transform(tmp_path) == pk.Transform(73, 64)
@@ -136,6 +138,32 @@ def test_models_made_for_something_else(tmp_path, detector):
     (tmp_path / rf.EXTRAS_FILE).write_text(json.dumps(extras | {"weights_seed": 1}))
     with pytest.raises(pk.ModelError, match="was trained with other weights"):
         pk.PatchCore.load(tmp_path)
+
+
+def _without_checksums(folder, **changes):
+    extras = json.loads((folder / rf.EXTRAS_FILE).read_text())
+    del extras["checksums"]
+    (folder / rf.EXTRAS_FILE).write_text(json.dumps(extras | changes))
+
+
+def test_what_a_model_says_is_compared_with_what_the_network_says(tmp_path, detector):
+    detector.save(tmp_path)
+    _without_checksums(tmp_path, grid=[64, 1])
+    with pytest.raises(pk.ModelError, match=r"its grid is \[64, 1\], but resnet18 makes \[8, 8\]"):
+        pk.PatchCore.load(tmp_path)
+    with pytest.raises(pk.SettingsError, match="there is no cuda:63"):
+        pk.PatchCore.load(tmp_path, device="cuda:63")
+    params, _ = rf.read_settings(tmp_path)
+    (tmp_path / rf.PARAMS_FILE).write_bytes(rf.params_bytes(params | {"backbone.name": "resnet19"}))
+    with pytest.raises(pk.ModelError, match=r"cannot be opened \(no backbone is called 'resnet19'"):
+        pk.PatchCore.load(tmp_path)
+
+
+def test_scores_that_are_not_finite(detector, category):
+    broken = copy.copy(detector)
+    broken.bank_ = pk.MemoryBank(np.full((20, 1024), 1e30, dtype=np.float32), search="flat")
+    with pytest.raises(pk.ModelError, match="distances to the memory bank are not finite"):
+        broken.predict(category.test)
 
 
 def test_number_of_neighbours_is_honoured_and_stored(tmp_path, random_resnet18, category, detector, predictions):
@@ -345,6 +373,7 @@ def test_the_depth_is_learnt_stored_and_used(tmp_path, random_resnet18, caplog):
 def test_models_of_other_programs_can_be_told_their_depth(tmp_path, detector):
     detector.save(tmp_path / "model")
     (tmp_path / "model" / rf.EXTRAS_FILE).unlink()
+    (tmp_path / "model" / rf.ARRAYS_FILE).unlink()
     for bits in (None, 12):
         assert pk.PatchCore.load(tmp_path / "model", "random", resize=72, bits=bits).transform.bits == bits
 

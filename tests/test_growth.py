@@ -223,3 +223,21 @@ def test_the_reserve_is_what_the_bank_covers_worst():
     distances = torch.tensor([3.0, -torch.inf, 0.0, 7.0, 5.0])
     assert growth.Reserve.farthest(distances).tolist() == [0, 3, 4]
     assert len(growth.Reserve.farthest(None)) == 0
+
+
+@pytest.mark.parametrize("sampler", ["approx_greedy_coreset", "random"])
+def test_a_bank_of_all_patches_can_grow(backbone, train, sampler):
+    """It has no reserve."""
+    grown = pk.PatchCore(backbone, sampler, 1.0, **SMALL).fit(train.train[:4])
+    assert not len(grown.reserve_)
+    assert len(grown.extend(train.train[4:8]).bank_) == 8 * grown.grid_[0] * grown.grid_[1]
+
+
+def test_more_neighbours_than_the_model_was_made_with(backbone, train, tmp_path):
+    detector = pk.PatchCore(backbone, scoring="distance", **SMALL).fit(train.train[:8])
+    detector.num_nn = 3
+    detector.extend(train.train[8:12])
+    assert detector.held_out_.distances.shape[2] == 3
+    detector.save(tmp_path / "model")
+    again = pk.PatchCore.load(tmp_path / "model", progress=False)
+    assert (again.predict(train.test).scores == detector.predict(train.test).scores).all()

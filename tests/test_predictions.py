@@ -3,6 +3,9 @@ import pandas as pd
 import pytest
 
 import patchcore_kit as pk
+from patchcore_kit.calibration import Calibration
+from patchcore_kit.reasons import Evidence, packed
+from patchcore_kit.transforms import Transform
 
 
 def predictions(labels, masks="by label", **other):
@@ -158,3 +161,70 @@ def test_a_threshold_that_calls_all_defective_says_so():
     assert pk.evaluate(some)["image_false_alarms"] == 1
     assert pk.evaluate(predictions([0, 1, 1, 0]))["image_false_alarms"] == 0
     assert pk.evaluate(predictions([1, 1]))["image_false_alarms"] is None
+
+
+def saved_arrays(path):
+    """Predictions of two images with all that they can hold, as arrays."""
+    transform = Transform((8, 6), bits=None)
+    evidence = Evidence(
+        np.array([1]), np.ones((1, 9), int), np.ones(1, "f4"), np.zeros((1, 2, 2, 3), "u1"), np.array([[[0, 1]]]),
+        np.ones((1, 1), "f4"), ("a.png",), np.array([[8, 6]]), tuple(packed(np.zeros((1, 8, 6, 3), "u1"))), (4, 3),
+        transform,
+    )  # fmt: skip
+    known = {"transform": transform, "sizes": np.full((2, 2), 9), "remarks": ("", "blurred"), "evidence": evidence}
+    calibration = Calibration(np.arange(1, 31, dtype="f4"), np.arange(1, 31, dtype="f4"), 0.05)
+    predictions([0, 1], calibration=calibration, **known).save(path)
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"region_boxes": np.ones((9, 1), int)}, "region_boxes is of"),
+        ({"region_near": np.array([[[0, 12]]])}, "of cells 12 to 12 of"),
+        ({"region_near": np.array([[[1, 0]]])}, "index out of range"),
+        ({"region_near": np.array([[[-1, 0]]])}, "of cells"),
+        ({"photograph_ends": np.array([0])}, "ends of its photographs"),
+        ({"photographs": np.zeros(0, "u1"), "photograph_ends": np.array([0])}, "photograph .* is missing"),
+        ({"good_sizes": np.zeros((1, 2), int)}, "good_sizes from 0 to 0"),
+        ({"sizes": np.full((2, 2), 2**29)}, "larger than any that is read"),
+        ({"remarks": np.array(["a"])}, "1 remarks and 2 sizes of 2 images"),
+        ({"transform": np.array([5, 0, 9, 9])}, "made for"),
+        ({"grid": np.array([0, 3])}, "of cells"),
+        ({"alarm_rate": np.array(1e-40)}, "no threshold is finite"),
+        ({"maps": np.zeros((2, 0, 6), "f4"), "masks": np.zeros((2, 0, 6), bool)}, "maps of 0x6"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(tmp_path, changes, message):
+    arrays = saved_arrays(tmp_path / "part.npz")
+    np.savez(tmp_path / "part.npz", **arrays)
+    found = pk.Predictions.load(tmp_path / "part.npz")
+    assert str(found.explain(1)).startswith("test/dent/001.png: ")
+    np.savez(tmp_path / "part.npz", **arrays | changes)
+    with pytest.raises(pk.ResultsError, match=rf"part\.npz \(.*{message}"):
+        pk.Predictions.load(tmp_path / "part.npz")
+
+
+def test_an_array_whose_name_is_damaged_is_not_left_out(tmp_path):
+    predictions([0, 1]).save(tmp_path / "part.npz")
+    content = (tmp_path / "part.npz").read_bytes()
+    at = content.rindex(b"masks.npy")  # in the directory at the end
+    (tmp_path / "part.npz").write_bytes(content[:at] + b"m" + b"\x01" + content[at + 2 :])
+    with pytest.raises(pk.ResultsError, match="cannot read predictions"):
+        pk.Predictions.load(tmp_path / "part.npz")
+
+
+def test_good_scores_that_give_no_threshold(tmp_path):
+    arrays = saved_arrays(tmp_path / "part.npz")
+    np.savez(tmp_path / "part.npz", **arrays | {"good_scores": np.zeros(30, "f4")})
+    assert pk.Predictions.load(tmp_path / "part.npz").calibration is None
+
+
+def test_reasons_of_models_without_photographs(tmp_path):
+    """Those of earlier versions, which have names of training images and nothing else of them."""
+    arrays = saved_arrays(tmp_path / "part.npz")
+    none = {"good_sizes": np.zeros((0, 2), int), "photographs": np.zeros(0, "u1"), "photograph_ends": np.zeros(0, int)}
+    none |= {"region_near": np.zeros((1, 0, 2), int), "region_distances": np.zeros((1, 0), "f4")}
+    np.savez(tmp_path / "part.npz", **arrays | none)
+    assert pk.Predictions.load(tmp_path / "part.npz").explain(1).regions[0].nearest == ()

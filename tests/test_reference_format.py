@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import pickle
 
 import faiss
@@ -59,7 +60,7 @@ def model():
     rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     settings = params(target_embed_dimension=8)
     extras = dict.fromkeys(rf.EXTRAS, 1) | dict.fromkeys(("sampler", "weights", "weights_fingerprint"), "some")
-    extras |= {"grid": [2, 5], "training_images": ["a", "b", "c"]}
+    extras |= {"resize": 256, "grid": [2, 5], "training_images": ["a", "b", "c"]}
     return rf.SavedModel(settings, rows, extras, {"images": np.arange(30) // 10, "cells": np.arange(30) % 10})
 
 
@@ -96,7 +97,7 @@ def test_written_and_read(folder, model):
 
 def test_arrays_of_other_rows_are_refused(folder, model):
     rf.write_model(folder, dataclasses.replace(model, arrays=model.arrays | {"spacing": np.ones(29)}))
-    with pytest.raises(pk.ModelError, match=r"patchcore_kit\.npz \(spacing of 29 rows, the bank has 30\)"):
+    with pytest.raises(pk.ModelError, match=r"patchcore_kit\.npz \(spacing is of .*, which has 29 where 30 belong\)"):
         rf.read_model(folder)
 
 
@@ -171,7 +172,7 @@ def test_index_files_that_cannot_be_used(theirs, model):
     refused(theirs, "holds a IndexFlatIP")
     faiss.write_index(faiss.IndexFlatL2(8), str(path))
     refused(theirs, "is not a FAISS index of some rows")
-    for rows in (np.full((3, 8), np.nan), np.full((3, 8), -np.inf)):
+    for rows in (np.full((3, 8), np.nan), np.full((3, 8), -np.inf), np.full((3, 8), 1e20)):  # squared, infinite
         index = faiss.IndexFlatL2(8)
         index.add(rows.astype(np.float32))
         faiss.write_index(index, str(path))
@@ -226,6 +227,73 @@ def test_a_bit_in_any_file_is_noticed(folder, model):
         (folder / name).write_bytes(content)
     assert noticed >= 235
     rf.read_model(folder)
+
+
+HELD_OUT = {
+    "held_out_images": np.arange(3), "held_out_distances": np.ones((3, 10, 1), "f4"),
+    "held_out_nearest": np.zeros((3, 10), int), "held_out_cells": np.zeros((3, 4), int),
+    "held_out_rows": np.ones((3, 4, 8), "f2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"reserve_rows": np.ones((2, 7), "f2")}, "reserve_rows is of"),
+        ({"reserve_rows": np.ones((2, 8), np.longdouble)}, "reserve_rows is "),
+        ({"reserve_rows": np.ones((2, 8), "f2"), "reserve_images": np.zeros(3, int)}, "reserve_images is of"),
+        ({"held_out_rows": HELD_OUT["held_out_rows"][:1]}, "held_out_"),
+        ({"held_out_nearest": np.zeros((0, 10), int)}, "held_out_"),
+        ({"held_out_distances": -HELD_OUT["held_out_distances"]}, "held_out_distances from -1"),
+        ({"appearance": np.ones((0, 2), "f4"), "photograph_sizes": np.ones((0, 2), int)}, "appearance of no image"),
+        ({"appearance": np.ones((3, 2), "f4")}, "alone of appearance and photograph_sizes"),
+        ({"training_sizes": np.zeros((3, 2), int)}, "training_sizes from 0 to 0"),
+        ({"training_sizes": np.ones((2, 2), int)}, "training_sizes is of"),
+        ({"spacing": np.zeros(30, "f4")}, "spacing of 0"),
+        ({"near": -np.ones((30, 9), "f4")}, "near from -1"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(folder, model, arrays, message):
+    rf.write_model(folder, dataclasses.replace(model, arrays=model.arrays | HELD_OUT))
+    rf.read_model(folder)
+    rf.write_model(folder, dataclasses.replace(model, arrays=model.arrays | HELD_OUT | arrays))
+    refused(folder, rf"patchcore_kit\.npz \(.*{message}")
+
+
+def test_the_kits_arrays_without_its_settings(folder):
+    (folder / rf.EXTRAS_FILE).unlink()  # else it would be taken for the reference's, at a size that is guessed
+    refused(folder, r"no file .*patchcore_kit\.json: copy the whole model folder")
+
+
+def test_arrays_of_other_floats_and_orders_are_those_of_torch(folder, model):
+    rf.write_model(folder, dataclasses.replace(model, arrays={"near": np.ones((30, 9)), "spacing": np.ones(30, ">f4")}))
+    again = rf.read_model(folder).arrays
+    assert {name: values.dtype.str for name, values in again.items()} == {"near": "<f4", "spacing": "<f4"}
+
+
+@pytest.mark.parametrize("checksums", [None, 5, [], "x"])
+def test_checksums_that_are_none(folder, checksums):
+    extras = json.loads((folder / rf.EXTRAS_FILE).read_text())
+    (folder / rf.EXTRAS_FILE).write_text(json.dumps(extras | {"checksums": checksums}))
+    refused(folder, r"patchcore_kit\.json \(checksums is")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 10**30}, "bits is 1000"),
+        ({"precision": "float8"}, "precision is 'float8'"),
+        ({"resize": 100}, r"says resize 100, but the settings beside it images of \[224, 224\]"),
+    ],
+)
+def test_settings_of_the_kit_that_cannot_be(folder, model, changes, message):
+    rf.write_model(folder, dataclasses.replace(model, extras=model.extras | {"resize": 256} | changes))
+    refused(folder, rf"patchcore_kit\.json.*{message}")
+
+
+def test_more_neighbours_than_rows(theirs):
+    (theirs / rf.PARAMS_FILE).write_bytes(pickle.dumps(params(target_embed_dimension=8, anomaly_scorer_num_nn=31)))
+    refused(theirs, "has 30 rows, but the settings beside it ask for the nearest 31")
 
 
 def test_files_of_two_models_are_no_model(folder, model, tmp_path):
