@@ -559,10 +559,10 @@ class _Outputs:
         """
         records, table = self.folder / "predictions.jsonl", self.folder / "predictions.csv"
         try:
-            lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
+            lines = records.read_text(encoding="utf-8-sig").splitlines() if records.exists() else []
             pictures = [json.loads(line).get("picture") for line in lines]
-            with table.open(encoding="utf-8") if table.exists() else io.StringIO("name,") as file:
-                ours = file.readline().startswith("name,")
+            with table.open(encoding="utf-8-sig") if table.exists() else io.StringIO("name,") as file:
+                ours = file.readline().startswith(("name,", "name;"))  # a spreadsheet may have saved it
         except (OSError, ValueError, AttributeError, RecursionError):
             ours = False
         if not ours:

@@ -104,8 +104,7 @@ class PatchCore:
         memory_bank.check(search, storage)
         calibration.check(alarm_rate)
         suspects.check(contamination)
-        if scoring not in SCORINGS:
-            raise SettingsError(f"unknown scoring {scoring!r}: there are {', '.join(SCORINGS)}")
+        _check_scoring(scoring)
         if reweight and scoring != "distance":
             raise SettingsError(f"reweight is {reweight}, a rule for scoring='distance': give 0, or that scoring")
         if not isinstance(backbone, Backbone):
@@ -686,6 +685,8 @@ class PatchCore:
         if not prefix and reference_format.prefixes(folder) != [""]:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         device = find_device(device)
+        if scoring is not None:
+            _check_scoring(scoring)
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
         made_for = extras.get("scoring", "distance")
@@ -776,12 +777,17 @@ class PatchCore:
         return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
 
 
+def _check_scoring(scoring: str) -> None:
+    if scoring not in SCORINGS:
+        raise SettingsError(f"unknown scoring {scoring!r}: there are {', '.join(SCORINGS)}")
+
+
 @contextmanager
 def _usable(folder: Path | str) -> Iterator[None]:
     """What a model's files say fits together, or it is a ModelError."""
     try:
         yield
-    except (DataError, ModelError, WeightsError):
+    except (DataError, ModelError, WeightsError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         raise ModelError(

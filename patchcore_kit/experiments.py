@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +26,7 @@ from patchcore_kit.files import checksum, claimed, printable, run_name, tidy, us
 from patchcore_kit.masks import mask_files
 from patchcore_kit.plots import check_pictures, save_segmentation_images
 from patchcore_kit.predictions import COLUMNS, INTERVALS, METRICS, evaluate
-from patchcore_kit.reference_format import check_replaceable
+from patchcore_kit.reference_format import FILES, check_replaceable
 from patchcore_kit.results import COSTS, Results
 
 LOGGER = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ class Outputs:
         wanted = {MODELS: self.models, PREDICTIONS: self.predictions and tested, PICTURES: self.images and tested}
         return [name for name, is_wanted in wanted.items() if is_wanted]
 
+    def and_those(self, earlier: Collection[str]) -> "Outputs":
+        """These, and what was written before, which would be too old beside a new row."""
+        models, predictions, images = (name in earlier for name in (MODELS, PREDICTIONS, PICTURES))
+        return Outputs(self.models or models, self.predictions or predictions, self.images or images, self.mask_rule)
+
 
 @contextmanager
 def run_folder(results: Path | str, project: str, group: str, *, resume: bool = False) -> Iterator[Path]:
@@ -63,10 +68,9 @@ def run_folder(results: Path | str, project: str, group: str, *, resume: bool = 
     parent = user_path(results) / run_name("log_project", project)
     run_name("log_group", group)
     check_writable(parent)
-    with _unless_empty(parent) as made:
-        folder = _claim(parent, group, resume)
-        made.insert(0, folder)
-        with _at_work(folder):
+    with _unless_empty(parent):
+        folder, new = _claim(parent, group, resume)
+        with _at_work(folder, new):
             yield folder
 
 
@@ -75,40 +79,46 @@ def evaluation_folder(results: Path | str) -> Iterator[Path]:
     """RESULTS itself, made if it is not there. Raises ResultsError as `run_folder`."""
     folder = user_path(results)
     check_writable(folder)
-    with _unless_empty(folder):
+    with _unless_empty(folder.parent):
+        new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder.parent, error) from None
-        with _at_work(folder):
+        with _at_work(folder, new):
             yield folder
 
 
 @contextmanager
-def _unless_empty(folder: Path) -> Iterator[list[Path]]:
+def _unless_empty(folder: Path) -> Iterator[None]:
     """Removes what was not there of a folder and those above it, as far as it is empty in the end."""
     folder = folder.absolute()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield made
+        yield
     finally:
-        with suppress(OSError):  # which would hide what has failed before
-            for path in made:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        for path in made:
+            with suppress(OSError):  # it holds something; or this would hide what has failed before
+                path.rmdir()
 
 
 @contextmanager
-def _at_work(folder: Path) -> Iterator[None]:
-    """Alone in a folder, after what dead processes have left there was tidied up."""
+def _at_work(folder: Path, new: bool) -> Iterator[None]:
+    """Alone in a folder, what dead processes have left there tidied up. A new one goes again if it stays empty."""
     check_writable(folder)
     with claimed(folder):
         for place in (folder, *(folder / name for name in (MODELS, PREDICTIONS, PICTURES))):
             tidy(place)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if new:
+                    folder.rmdir()
 
 
-def _claim(parent: Path, group: str, resume: bool) -> Path:
+def _claim(parent: Path, group: str, resume: bool) -> tuple[Path, bool]:
+    """The folder, and whether it is new."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for name in chain([group], (f"{group}_{number}" for number in count())):
@@ -117,7 +127,8 @@ def _claim(parent: Path, group: str, resume: bool) -> Path:
             except FileExistsError:
                 if not resume or not (parent / name).is_dir():
                     continue
-            return parent / name
+                return parent / name, False
+            return parent / name, True
     except OSError as error:
         raise _unwritable(parent, error) from None
 
@@ -157,14 +168,15 @@ def train(
         made_from = _made_from(category, [*category.train, *category.test], results)
         if _done(category, made_from, results, outputs):
             continue
+        kept = outputs.and_those(results.outputs(row_name(category)))
         _peak_memory()
         started = time.perf_counter()
         detector = make_detector().fit(category.train)
         seconds = time.perf_counter() - started
         results.begin()
-        if outputs.models:
+        if kept.models:
             detector.save(results.folder / MODELS / row_name(category))
-        _evaluate(category, detector, results, outputs, {"fit_seconds": seconds}, made_from, progress)
+        _evaluate(category, detector, results, kept, {"fit_seconds": seconds}, made_from, progress)
 
 
 def evaluate_models(
@@ -192,8 +204,9 @@ def evaluate_models(
         made_from = _made_from(category, category.test, results, model)
         if _done(category, made_from, results, outputs):
             continue
+        kept = outputs.and_those(results.outputs(row_name(category)))
         _peak_memory()
-        _evaluate(category, open_model(model), results, outputs, {}, made_from, progress)
+        _evaluate(category, open_model(model), results, kept, {}, made_from, progress)
 
 
 def row_name(category: Category) -> str:
@@ -209,11 +222,12 @@ def _check_names(categories: Sequence[Category]) -> None:
 
 def _made_from(category: Category, samples: Sequence[Sample], results: Results, model: Path | None = None) -> str:
     """16 digits that change with the settings, with any image or mask, and with the model that is evaluated."""
-    files = [(sample.name, sample.path) for sample in samples]
-    files += [(f"{s.name} mask", file) for s in samples if s.mask_path for file in mask_files(s.mask_path)]
-    if model:
-        files += [(f"model {path.name}", path) for path in sorted(model.iterdir()) if path.is_file()]
     try:
+        files = [(sample.name, sample.path) for sample in samples]
+        files += [(f"{s.name} mask", file) for s in samples if s.mask_path for file in mask_files(s.mask_path)]
+        if model:
+            own = sorted(path for path in model.iterdir() if path.name.endswith(FILES))
+            files += [(f"model {path.name}", path) for path in own]
         parts = json.dumps(results.settings, sort_keys=True), checksum(files)
     except OSError as error:
         raise DataError(f"cannot read {error.filename} ({error.strerror}): replace it or remove it") from None

@@ -10,14 +10,17 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from patchcore_kit.errors import ResultsError, SettingsError, short
@@ -26,7 +29,9 @@ from patchcore_kit.errors import ResultsError, SettingsError, short
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 DRAFT = ".patchcore_kit-"
+DAY = 86400  # seconds
 SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into any folder; a new one gets them, too
+LITTER = ("._", ".nfs", "@eaDir", ".directory")  # how the names of what they put there for a while begin
 LONGEST_NAME = 200  # bytes of a name that a person gives; most file systems take 255, with what is put around it
 LARGEST_JSON = 2**24  # bytes
 BLOCK = 2**20  # bytes read at once
@@ -87,9 +92,12 @@ def _size_and_crc(path: Path) -> tuple[int, int]:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "it is no file", str(path))
     size = crc = 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            size, crc = size + len(block), zlib.crc32(block, crc)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                size, crc = size + len(block), zlib.crc32(block, crc)
+    except OSError as error:  # which names a file that cannot be opened only
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return size, crc
 
 
@@ -104,14 +112,17 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
     Raises ResultsError if it cannot be written; what was there before is then still there.
     """
     path = Path(os.path.realpath(path))
+    within = any(part.startswith(DRAFT) for part in path.parts)  # another draft, which reaches the disk as a whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path.parent)
+        if not within:
+            tidy(path.parent)
         with _draft(path.parent) as draft:
             new = draft / "new" / path.name
             new.parent.mkdir()
             yield new
-            _reach_disk(new)
+            if not within:
+                _reach_disk(new)
             if path.is_dir() and new.is_dir():
                 if check:
                     check(path)
@@ -119,10 +130,13 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
                     if left.is_file():
                         shutil.copy2(left, new)
                 if not _exchange(new, path):
-                    _replace_in_two_steps(new, path, draft / "old")
+                    (draft / "old").mkdir()
+                    path.rename(draft / "old" / path.name)
+                    new.rename(path)
             else:
                 new.replace(path)
-            _sync(path.parent)
+            if not within:
+                _sync(path.parent)
     except ResultsError:
         raise
     except OSError as error:
@@ -136,7 +150,7 @@ def writing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator
 def _draft(parent: Path) -> Iterator[Path]:
     """A new folder that goes with the block, and that nobody takes for a dead process's."""
     while True:  # somebody may tidy up before it is locked
-        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=parent))
+        draft = Path(tempfile.mkdtemp(prefix=_of_this_machine(), dir=parent))
         with suppress(FileNotFoundError):
             handle = os.open(draft, os.O_RDONLY)
             if _lock(handle) and draft.is_dir():
@@ -145,8 +159,29 @@ def _draft(parent: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        os.close(handle)
+        try:
+            if _put_back(draft):
+                shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _of_this_machine() -> str:
+    """How its drafts begin: on shares a lock may be known on the machine alone that has it."""
+    return f"{DRAFT}{re.sub('[^A-Za-z0-9]', '_', platform.node())[:40]}-"
+
+
+def _put_back(draft: Path) -> bool:
+    """Put back what was moved away to be replaced, and was not; False if it cannot be, and is in the draft only."""
+    back = True
+    if (old := draft / "old").is_dir() and not old.is_symlink():
+        for before in old.iterdir():
+            place = draft.parent / before.name
+            if not os.path.lexists(place) and os.path.lexists(draft / "new" / before.name):
+                with suppress(OSError):
+                    before.rename(place)
+            back = back and os.path.lexists(place)
+    return back
 
 
 def _lock(handle: int) -> bool:
@@ -171,19 +206,18 @@ def _reach_disk(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # of folders not every system can
-            raise
-    finally:
-        os.close(handle)
+    folder = path.is_dir()
+    with suppress(OSError) if folder else nullcontext():  # of folders not every system can
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step; False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    libc = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
     names = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):  # AT_FDCWD, RENAME_EXCHANGE
         failed = libc.renameat2(-100, names[0], -100, names[1], 2)
@@ -191,47 +225,40 @@ def _exchange(one: Path, other: Path) -> bool:
         failed = libc.renamex_np(*names, 2)
     else:
         return False
-    number = ctypes.get_errno()
-    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        raise OSError(number, os.strerror(number), str(other))
-    return not failed
+    return not failed  # two steps then say what is wrong, if anything else is
 
 
-def _replace_in_two_steps(new: Path, path: Path, old: Path) -> None:
-    """old: a folder for what was there, which `tidy` looks into."""
-    old.mkdir()
-    path.rename(old / path.name)
-    try:
-        new.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
+def tidy(folder: Path, *, remove: bool = True) -> None:
+    """Put back what dead processes were about to replace in a folder, and remove the drafts that they have left.
 
-
-def tidy(folder: Path) -> None:
-    """Remove the drafts that dead processes have left in a folder; what they were about to replace is put back."""
-    drafts = []
-    with suppress(OSError):
-        drafts = [path for path in folder.iterdir() if path.name.startswith(DRAFT)]
-    for draft in drafts:
-        with suppress(OSError):  # it is gone, or not ours to touch
-            handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for before in (draft / "old").iterdir() if (draft / "old").is_dir() else ():
-                    if not os.path.lexists(folder / before.name):
-                        before.rename(folder / before.name)
-                shutil.rmtree(draft, ignore_errors=True)
-            finally:
-                os.close(handle)
+    remove: else they stay, for who only reads. Those of other machines are left alone for a day.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(DRAFT)]
+        for draft in (folder / name for name in names):
+            with suppress(OSError):  # it is gone, not ours to touch, or locked
+                handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    of_here = draft.name.startswith(_of_this_machine())
+                    if (of_here or draft.stat().st_mtime < time.time() - DAY) and _put_back(draft) and remove:
+                        shutil.rmtree(draft, ignore_errors=True)
+                finally:
+                    os.close(handle)
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder. Raises ResultsError if one is in it already."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Keep other processes that ask for the same out of a folder.
+
+    Raises ResultsError if one is in it already, or if it cannot be read.
+    """
     try:
-        if not _lock(handle):
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ResultsError(f"cannot use {folder} ({error.strerror}): choose a folder that you may read") from None
+    try:
+        if not _lock(handle) or not folder.is_dir() or not os.path.samestat(os.fstat(handle), folder.stat()):
             raise ResultsError(f"another run is writing into {folder}: wait for its end, or choose another folder")
         yield
     finally:
@@ -248,6 +275,11 @@ def run_name(option: str, name: str) -> str:
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
         raise SettingsError(f"{option} is {short(name)!r}, of {size} bytes: give a name of at most {LONGEST_NAME}")
     return name
+
+
+def is_systems(name: str) -> bool:
+    """Whether a file of this name was put into a folder by a system or a share, not by a person."""
+    return name in SYSTEMS or name.startswith(LITTER)
 
 
 def file_name(stem: str) -> str:

@@ -8,6 +8,7 @@ log line where the rest is drawn, a DataError where nothing is.
 """
 
 import logging
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import SYSTEMS, file_name, user_path, writing
+from patchcore_kit.files import file_name, is_systems, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -693,8 +694,10 @@ def save_segmentation_images(
 
 def check_pictures(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but pictures of `save_segmentation_images`: it would be lost."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResultsError(f"{folder} cannot be replaced: you may not write to it")
     for path in sorted(folder.iterdir()):
-        if path.name not in SYSTEMS:
+        if not is_systems(path.name):
             check_picture(path)
 
 

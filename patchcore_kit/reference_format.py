@@ -12,6 +12,7 @@ may hold plain containers, strings and numbers only.
 import io
 import json
 import math
+import os
 import pickle
 import pickletools
 import re
@@ -27,7 +28,7 @@ import numpy as np
 
 from patchcore_kit.arrays import read_arrays
 from patchcore_kit.errors import ModelError, ResultsError, short
-from patchcore_kit.files import DRAFT, SYSTEMS, is_lfs_pointer, read_json, tidy, user_path, work_folder
+from patchcore_kit.files import DRAFT, is_lfs_pointer, is_systems, read_json, tidy, user_path, work_folder
 
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
@@ -142,11 +143,16 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def find_models() -> list[Path]:
     """Model folders at any depth under `models/` and `experiments/` of the work folder, sorted, without hidden ones."""
-    roots = [work_folder() / name for name in ("models", "experiments")]
-    for draft in [draft for root in roots for draft in root.rglob(f"{DRAFT}*")]:
-        tidy(draft.parent)
-    found = {path.parent.relative_to(root): path.parent for root in roots for path in root.rglob(f"*{PARAMS_FILE}")}
-    return sorted(path for below, path in found.items() if not any(part.startswith(".") for part in below.parts))
+    found = []
+    for root in (work_folder() / name for name in ("models", "experiments")):
+        for place, folders, files in os.walk(root):
+            if any(name.startswith(DRAFT) for name in folders):
+                tidy(Path(place), remove=False)
+                folders[:] = [path.name for path in Path(place).iterdir() if path.is_dir()]
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if any(name.endswith(PARAMS_FILE) for name in files):
+                found.append(Path(place))
+    return sorted(found)
 
 
 def prefixes(folder: Path | str) -> list[str]:
@@ -155,7 +161,7 @@ def prefixes(folder: Path | str) -> list[str]:
     Raises ModelError if the folder is missing, holds no model, or lacks a member.
     """
     folder = user_path(folder)
-    tidy(folder.parent)  # a process may have died while it was replaced
+    tidy(folder.parent, remove=False)  # a process may have died while it was replaced
     if (folder / PARAMS_FILE).is_file():
         return [""]
     found = sorted(p.name for p in folder.glob(f"Ensemble-*-*_{PARAMS_FILE}")) if folder.is_dir() else []
@@ -182,7 +188,9 @@ def check_replaceable(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but a model's files, which saving a model would remove."""
     ours = re.compile(rf"(Ensemble-\d+-\d+_)?({'|'.join(map(re.escape, FILES))})")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := sorted(name for name in there.difference(SYSTEMS) if not ours.fullmatch(name)):
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise ResultsError(f"{folder} cannot be replaced: you may not write to it")
+    if others := sorted(name for name in there if not is_systems(name) and not ours.fullmatch(name)):
         raise ResultsError(f"{folder} holds other files ({short(others[0])}): choose a new folder for the model")
 
 
@@ -216,6 +224,16 @@ def params_bytes(params: dict) -> bytes:
 def read_model(folder: Path | str, prefix: str = "") -> SavedModel:
     """Read one member. Raises ModelError, naming the file, for whatever is missing, damaged or something else."""
     folder = user_path(folder)
+    before = folder.stat().st_ino if folder.is_dir() else None
+    try:
+        return _read_model(folder, prefix)
+    except ModelError:
+        if not folder.is_dir() or folder.stat().st_ino == before:
+            raise
+    return _read_model(folder, prefix)  # it was replaced while it was read
+
+
+def _read_model(folder: Path, prefix: str) -> SavedModel:
     params, extras, sums = _read_settings(folder, prefix)
     index = folder / f"{prefix}{INDEX_FILE}"
     rows = _read_index(index, params["target_embed_dimension"], sums.get(INDEX_FILE))

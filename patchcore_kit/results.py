@@ -56,7 +56,7 @@ class Results:
         self._believed: set[str] = set()
         table = folder / "results.csv"
         if not resume:
-            self._check_replaceable(table)
+            self._check_replaceable()
         elif table.exists() or self._settings_file.exists():
             self._check_settings()
         if resume and table.exists():
@@ -64,8 +64,9 @@ class Results:
             if rows.index.has_duplicates:
                 twice = rows.index[rows.index.duplicated()][0]
                 raise ResultsError(f"{table} has two rows {short(twice)}: remove one, or start without --resume")
-            self.rows = {name: row.to_dict() for name, row in rows.iterrows()}
-            self._believed = _unchanged(table)
+            cells = _cells(_text(table))
+            self.rows = {name: _kept(row, cells.loc[name]) for name, row in rows.iterrows()}
+            self._believed = {name for name, row in cells.iterrows() if row.get("checksum") == _checksum(name, row)}
             if (folder / "defects.csv").exists():
                 self.defects = read_results(folder / "defects.csv")
 
@@ -73,17 +74,20 @@ class Results:
     def _settings_file(self) -> Path:
         return self.folder / "settings.json"
 
-    def _check_replaceable(self, table: Path) -> None:
+    def _check_replaceable(self) -> None:
         """An evaluation may replace an earlier one, nothing else."""
-        if not table.exists():
-            return
+        there = [name for name in ("results.csv", "defects.csv", "settings.json") if (self.folder / name).exists()]
+        if there and self._kind() != ("models" in self.settings):
+            what = {False: "a training run", True: "an evaluation", None: "something else than this"}[self._kind()]
+            path = self.folder / there[0]
+            raise ResultsError(f"{path} is of {what}: choose another results folder, or move it away")
+
+    def _kind(self) -> bool | None:
+        """Whether the settings that are there are an evaluation's, or not; None if they are not the kit's."""
         try:
-            kind = "models" in read_json(self._settings_file)
+            return "models" in read_json(self._settings_file)
         except (OSError, ValueError):
-            kind = None
-        if kind != ("models" in self.settings):
-            what = "a training run" if kind is False else "something else than this"
-            raise ResultsError(f"{table} is the table of {what}: choose another results folder, or move it away")
+            return None
 
     def _check_settings(self) -> None:
         path = self._settings_file
@@ -98,7 +102,7 @@ class Results:
             key = changed[0]
             raise SettingsError(
                 f"{self.folder} was made with {key} {short(before.get(key), 60)}, not {short(self.settings[key], 60)}: "
-                "give the same settings, another --log_group, or no --resume"
+                "give the same settings, another folder (--log_group of a training run), or no --resume"
             )
 
     def current(self, name: str, made_from: str, outputs: Collection[str] = ()) -> bool:
@@ -111,8 +115,12 @@ class Results:
         elif row.get("made_from") != made_from:
             LOGGER.warning("%s: its images, masks or model have changed since, so it is made anew", name)
         else:
-            return set(outputs) <= set(str(row.get("outputs")).split())
+            return set(outputs) <= self.outputs(name)
         return False
+
+    def outputs(self, name: str) -> set[str]:
+        """What was written beside a row."""
+        return set(str(self.rows.get(name, {}).get("outputs") or "").split())
 
     def add(
         self,
@@ -124,7 +132,8 @@ class Results:
         outputs: Collection[str] = (),
     ) -> None:
         """Add or replace a row, and those of its kinds of defect (`Predictions.by_defect`), and rewrite the files."""
-        self.rows[name] = dict(row) | {"outputs": " ".join(outputs), "made_from": made_from}
+        theirs = {column: cell for column, cell in self.rows.get(name, {}).items() if column not in (*NUMBERS, *TEXTS)}
+        self.rows[name] = theirs | dict(row) | {"outputs": " ".join(outputs), "made_from": made_from}
         self._believed.add(name)
         others = self.defects[self.defects.index != name]
         if defects is not None and len(defects):
@@ -143,9 +152,11 @@ class Results:
     def begin(self) -> None:
         """Record the settings: before anything else is written, so that what is found later can be told apart."""
         text = json.dumps(self.settings, indent=2) + "\n"
-        if not self._settings_file.is_file() or self._settings_file.read_text(encoding="utf-8") != text:
-            with writing(self._settings_file) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        with suppress(OSError, ValueError):
+            if read_json(self._settings_file) == self.settings:
+                return
+        with writing(self._settings_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def table(self) -> pd.DataFrame:
         """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined.
@@ -173,18 +184,20 @@ def _cells(text: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=NAMES)
 
 
+def _text(path: Path) -> str:
+    """A table as it was written, or as a spreadsheet has saved it: with a mark of its encoding."""
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def _kept(row: pd.Series, cells: pd.Series) -> dict:
+    """A row's numbers, and of all else the text: what somebody has put there stays what it is."""
+    return {column: row[column] if column in NUMBERS else cells[column] or None for column in row.index}
+
+
 def _checksum(name: str, row: pd.Series) -> str:
-    """Of a row's cells that are not empty, for a later version may add columns."""
-    known = sorted((column, cell) for column, cell in row.items() if cell and column != "checksum")
-    return f"{zlib.crc32(repr((name, known)).encode('utf-8', 'surrogatepass')):08x}"
-
-
-def _unchanged(path: Path) -> set[str]:
-    """Names of the rows that are as they were written."""
-    cells = _cells(path.read_text(encoding="utf-8"))
-    if "checksum" not in cells:
-        return set()
-    return {name for name, row in cells.iterrows() if row["checksum"] == _checksum(name, row)}
+    """Of the kit's own cells that are not empty, for a later version, or anybody, may add columns."""
+    own = sorted((column, row[column]) for column in (*NUMBERS, *TEXTS[:-1]) if row.get(column))
+    return f"{zlib.crc32(repr((name, own)).encode('utf-8', 'surrogatepass')):08x}"
 
 
 def published_results() -> pd.DataFrame:
@@ -210,13 +223,17 @@ def read_results(path: Path | str) -> pd.DataFrame:
         content = path.read_bytes()
         if (lines := content.count(b"\n") + content.count(b"\r")) > LINES_AT_MOST:
             raise ValueError(f"it has {lines} lines, more than any such table")
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         columns = next(csv.reader(io.StringIO(text, newline="")), [])
+        if len(columns) == 1 and ";" in columns[0]:
+            raise ValueError("its columns are separated by ;, save it with commas")
         if NAMES not in columns:
             raise ValueError(f"it has no column {NAMES!r}")
         if len(columns) > COLUMNS_AT_MOST or len(set(columns)) < len(columns):
             raise ValueError(f"it has {len(columns)} columns, {len(set(columns))} of them different")
-        table = pd.read_csv(io.StringIO(text, newline=""), index_col=NAMES, dtype=str)
+        table = pd.read_csv(
+            io.StringIO(text, newline=""), index_col=NAMES, dtype=str, keep_default_na=False, na_values=[""]
+        )
         if table.index.hasnans:
             raise ValueError("it has a row without a name")
         for column in table.columns.drop([*TEXTS, "defect"], errors="ignore"):

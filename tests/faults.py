@@ -168,7 +168,8 @@ def cases(work: Path) -> dict[str, Case]:
     def extended(folder: Path) -> None:
         model = pk.load_detector(folder / "model", progress=False)
         if len(model.train_names_) == 4:  # else it was extended before the end came
-            model.extend(categories[0].train[4:]).save(folder / "model")
+            model.extend(categories[0].train[4:])
+        model.save(folder / "model")
 
     def rows_are_whole(folder: Path, before: dict[str, bytes], after: dict[str, bytes]) -> None:
         """Every file that is there under its own name is as it ends, or as it began."""

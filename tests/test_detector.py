@@ -153,6 +153,8 @@ def test_what_a_model_says_is_compared_with_what_the_network_says(tmp_path, dete
         pk.PatchCore.load(tmp_path)
     with pytest.raises(pk.SettingsError, match="there is no cuda:63"):
         pk.PatchCore.load(tmp_path, device="cuda:63")
+    with pytest.raises(pk.SettingsError, match="unknown scoring 'lof'"):
+        pk.PatchCore.load(tmp_path, scoring="lof")
     params, _ = rf.read_settings(tmp_path)
     (tmp_path / rf.PARAMS_FILE).write_bytes(rf.params_bytes(params | {"backbone.name": "resnet19"}))
     with pytest.raises(pk.ModelError, match=r"cannot be opened \(no backbone is called 'resnet19'"):

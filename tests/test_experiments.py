@@ -215,12 +215,12 @@ def test_outputs_of_an_earlier_row_are_not_taken_for_this_ones(tmp_path, sample_
 def test_an_evaluation_never_replaces_another_table(tmp_path, categories, make_detector):
     train(categories, make_detector, Results(tmp_path, SETTINGS), Outputs(models=True), progress=False)
     before = (tmp_path / "results.csv").read_bytes()
-    with pytest.raises(pk.ResultsError, match="is the table of a training run: choose another results folder"):
+    with pytest.raises(pk.ResultsError, match="is of a training run: choose another results folder"):
         Results(tmp_path, {"models": ["a"]})
     assert (tmp_path / "results.csv").read_bytes() == before
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "results.csv").write_text("Row Names,instance_auroc\nmvtec_pill,0.5\n")
-    with pytest.raises(pk.ResultsError, match="is the table of something else than this"):
+    with pytest.raises(pk.ResultsError, match="is of something else than this"):
         Results(tmp_path / "theirs", {"models": ["a"]})
     with pytest.raises(pk.ResultsError, match=r"cannot resume in .*theirs \(settings.json"):
         Results(tmp_path / "theirs", SETTINGS, resume=True)
@@ -246,6 +246,77 @@ def test_an_evaluation_of_a_model_that_was_replaced(tmp_path, categories, make_d
     make_detector().fit(some[0].train[:4]).save(models[0])
     evaluate_models(some, models, open_model, Results(tmp_path, settings, resume=True), outputs, progress=False)
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("name", ["settings.json", "defects.csv"])
+def test_an_evaluation_replaces_no_file_of_ones_own(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xff mine")
+    with pytest.raises(pk.ResultsError, match=f"{name} is of something else than this"):
+        Results(tmp_path, {"models": ["a"]})
+
+
+def test_a_run_that_is_refused_leaves_the_folder_of_the_one_at_work(tmp_path):
+    with run_folder(tmp_path, "p", "g") as folder:
+        for _ in range(2):
+            refused = pytest.raises(pk.ResultsError, match="another run is writing")
+            with refused, run_folder(tmp_path, "p", "g", resume=True):
+                pass
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_a_table_that_a_spreadsheet_has_saved(tmp_path):
+    results = Results(tmp_path, SETTINGS)
+    results.add("mvtec_a", row(0.1 + 0.2), made_from="0012345678901234")
+    path = tmp_path / "results.csv"
+    text = path.read_text()
+    first, *others = text.splitlines()
+    path.write_text("\r\n".join([f"{first},note", *(f"{line},007" for line in others), ""]), "utf-8-sig", newline="")
+    again = Results(tmp_path, SETTINGS, resume=True)
+    assert again.current("mvtec_a", "0012345678901234")  # a column more, other ends of lines, a mark of the encoding
+    again.add("mvtec_b", row(0.5))
+    again.add("mvtec_a", row(0.6))
+    notes = pd.read_csv(path, dtype=str).set_index("Row Names")["note"]
+    assert notes["mvtec_a"] == "007" and pd.isna(notes["mvtec_b"])
+    path.write_text(text.replace(",", ";"))
+    with pytest.raises(pk.ResultsError, match="its columns are separated by ;, save it with commas"):
+        pk.read_results(path)
+
+
+def test_a_kind_of_defect_called_none_keeps_its_name(tmp_path):
+    defects = pd.DataFrame({"images": [3, 4]}, index=pd.Index(["None", "NA"], name="defect"))
+    Results(tmp_path, SETTINGS).add("mvtec_a", row(0.9), defects)
+    Results(tmp_path, SETTINGS, resume=True).add("mvtec_b", row(0.8))
+    assert pk.read_results(tmp_path / "defects.csv")["defect"].tolist() == ["None", "NA"]
+
+
+def test_what_an_earlier_row_had_beside_it_is_made_anew_with_it(tmp_path, sample_root, make_detector):
+    data, run = shutil.copytree(sample_root, tmp_path / "data"), tmp_path / "run"
+    outputs = Outputs(models=True, predictions=True)
+    train([pk.load_category(data, "pill")], make_detector, Results(run, SETTINGS), outputs, progress=False)
+    _change(pk.load_category(data, "pill"), "more")
+    some = [pk.load_category(data, "pill")]
+    train(some, make_detector, Results(run, SETTINGS, resume=True), Outputs(), progress=False)
+    assert len(pk.load_detector(run / "models/mvtec_pill", progress=False).train_names_) == len(some[0].train)
+
+
+def test_litter_in_a_model_is_no_other_model(tmp_path, categories, make_detector):
+    make_detector().fit(categories[0].train).save(tmp_path / "model")
+    settings, opened = {"models": ["model"]}, []
+    for litter in ("results", ".DS_Store", "._patchcore_kit.npz"):
+        results = Results(tmp_path, settings, resume=True)
+        evaluate_models(
+            categories[:1],
+            [tmp_path / "model"],
+            lambda path: opened.append(path) or pk.load_detector(path, progress=False),
+            results,
+            Outputs(),
+            progress=False,
+        )
+        (tmp_path / "model" / litter).touch()
+    assert len(opened) == 1
+    (tmp_path / "model" / "results").unlink()
+    make_detector().fit(categories[0].train).save(tmp_path / "model")  # which replaces it all the same
 
 
 def test_pictures_replace_pictures_only(tmp_path, categories, make_detector):

@@ -128,6 +128,66 @@ def test_who_comes_next_tidies_up_after_the_dead(tmp_path, at, there):
     assert names(tmp_path) == sorted(["model", there])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_what_was_moved_away_comes_back(tmp_path, monkeypatch, error):
+    """Also if Ctrl-C comes between the two steps."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    put(tmp_path / "model", "one")
+    rename, moved = Path.rename, []
+
+    def failing(path, target):
+        moved.append(path)
+        if len(moved) == 2:
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else pk.ResultsError):
+        put(tmp_path / "model", "two")
+    assert names(tmp_path) == ["model", "one"]
+
+
+def test_what_can_not_come_back_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    put(tmp_path / "model", "one")
+    rename, moved = Path.rename, []
+
+    def failing(path, target):
+        moved.append(path)
+        if len(moved) > 1:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", failing)
+        with pytest.raises(pk.ResultsError, match="Input/output error"):
+            put(tmp_path / "model", "two")
+    assert not (tmp_path / "model").exists()
+    tidy(tmp_path)
+    assert names(tmp_path) == ["model", "one"]
+
+
+def test_a_draft_that_somebody_has_made_moves_nothing(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    (tmp_path / "models" / f"{files._of_this_machine()}x").mkdir(parents=True)
+    (tmp_path / "models" / f"{files._of_this_machine()}x" / "old").symlink_to(tmp_path / "mine")
+    tidy(tmp_path / "models")
+    assert names(tmp_path) == ["mine", "models", "thesis.txt"]
+
+
+def test_drafts_of_other_machines_and_of_who_only_reads(tmp_path):
+    other = tmp_path / f"{DRAFT}elsewhere-x"
+    other.mkdir()
+    tidy(tmp_path)
+    assert other.exists()  # its lock may be known over there only
+    os.utime(other, (0, 0))
+    tidy(tmp_path, remove=False)
+    assert other.exists()
+    tidy(tmp_path)
+    assert not other.exists()
+
+
 def test_the_living_are_left_alone(tmp_path):
     """Also where the process has a number that a dead one had, as in a container."""
     (tmp_path / f".{os.getpid()}-new-model").mkdir()
