@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,6 @@ from pathlib import Path
 
 from patchcore_kit.errors import ResultsError, SettingsError, short
 
-# what numpy and json raise for files that are missing, locked, damaged or something else
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 DRAFT = ".patchcore_kit-"
 DAY = 86400  # seconds
