@@ -55,10 +55,10 @@ class Results:
         self.defects = pd.DataFrame()
         self._believed: set[str] = set()
         table = folder / "results.csv"
-        if not resume:
-            self._check_replaceable()
-        elif table.exists() or self._settings_file.exists():
+        if resume and (table.exists() or self._settings_file.exists()):
             self._check_settings()
+        else:
+            self._check_replaceable()
         if resume and table.exists():
             rows = read_results(table).drop(index="Mean", errors="ignore")
             if rows.index.has_duplicates:

@@ -251,8 +251,9 @@ def test_an_evaluation_of_a_model_that_was_replaced(tmp_path, categories, make_d
 @pytest.mark.parametrize("name", ["settings.json", "defects.csv"])
 def test_an_evaluation_replaces_no_file_of_ones_own(tmp_path, name):
     (tmp_path / name).write_bytes(b"\xff mine")
-    with pytest.raises(pk.ResultsError, match=f"{name} is of something else than this"):
-        Results(tmp_path, {"models": ["a"]})
+    for resume in (False, True):
+        with pytest.raises(pk.ResultsError, match=r"is of something else than this|cannot resume in"):
+            Results(tmp_path, {"models": ["a"]}, resume=resume)
 
 
 def test_a_run_that_is_refused_leaves_the_folder_of_the_one_at_work(tmp_path):
