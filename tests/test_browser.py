@@ -259,7 +259,7 @@ def test_own_parts(page, lab, parts, shoot, tmp_path):
     expect(boxes.nth(1)).to_have_css("outline-style", "none")
     expect(boxes.nth(1)).to_contain_text("data/own/to_judge holds 3 photographs3 of 4 saved")
     expect(boxes.nth(1)).to_contain_text("000.png is saved as 000_2.png")
-    expect(boxes.nth(1)).to_contain_text("not saved: cannot read image list.png (it is no image,")
+    expect(boxes.nth(1)).to_contain_text("not saved: cannot read image list.png (it is text)")
     shoot("own_uploaded")
 
     cells = run_all(page, lab, notebook, OWN)
