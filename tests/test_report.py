@@ -340,7 +340,7 @@ def test_where_it_cannot_be_written(predictions, category, tmp_path):
     (tmp_path / "file").write_text("a thesis")
     with pytest.raises(pk.ResultsError, match="cannot write"):
         write_report(tmp_path / "file" / "a.html", category.test, predictions)
-    with pytest.raises(pk.ResultsError, match="it is a folder"):
+    with pytest.raises(pk.ResultsError, match="Is a directory"):
         write_report(tmp_path, category.test, predictions)
 
 
