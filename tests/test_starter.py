@@ -62,12 +62,14 @@ def test_maps_are_those_of_resnet18(starter, random_resnet18):
 
 
 def test_it_loads_at_once():
-    times = []
+    """In 0.07 s on two cores, where ResNet-18 takes 0.16 to be drawn: compared, for machines differ by more."""
+    times = {"starter": [], "resnet18": []}
     for _ in range(5):
-        started = time.perf_counter()
-        pk.load_backbone("starter")
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.1  # other processes only make it slower
+        for name, weights in (("starter", None), ("resnet18", "random")):
+            started = time.perf_counter()
+            pk.load_backbone(name, weights=weights)
+            times[name].append(time.perf_counter() - started)
+    assert min(times["starter"]) < 0.65 * min(times["resnet18"])  # other processes only make it slower
 
 
 @pytest.mark.parametrize("batch", [1, 8])
