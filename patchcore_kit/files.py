@@ -1,7 +1,7 @@
 """Where the kit's files lie, and how they are written: whole or not at all, whatever happens meanwhile.
 
-What is being written lies in a draft, a hidden folder beside its place, `.patchcore_kit-XXXXXXXX`, which is locked as
-long as its process lives. One that can be locked was left by a process that is dead, and whoever comes next tidies up.
+What is being written lies in a draft, a hidden folder `.patchcore_kit-...` beside its place, which is locked as long as
+its process lives. One that can be locked was left by a process that is dead, and whoever writes there next tidies up.
 """
 
 import ctypes
@@ -274,9 +274,15 @@ def run_name(option: str, name: str) -> str:
     return name
 
 
-def is_systems(name: str) -> bool:
-    """Whether a file of this name was put into a folder by a system or a share, not by a person."""
-    return name in SYSTEMS or name.startswith(LITTER)
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder that is to be replaced, sorted, without what systems and shares put into any.
+
+    Raises ResultsError if it may not be written.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResultsError(f"{folder} cannot be replaced: you may not write to it")
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name not in SYSTEMS and not name.startswith(LITTER))
 
 
 def file_name(stem: str) -> str:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
-from patchcore_kit.errors import DataError
+from patchcore_kit.errors import DataError, short
 from patchcore_kit.files import LFS_POINTER, user_path
 from patchcore_kit.notes import Notes
 
@@ -251,10 +251,8 @@ def _called(name: object) -> str:
 
 def _unreadable(name: str, why: object, advice: str = "replace it or remove it") -> DataError:
     """What cannot be read and why, in a sentence of bounded length: some of Pillow's hold half of the file."""
-    why = " ".join(str(why).split()) or type(why).__name__
     room = SENTENCE - len(f"cannot read image {name} (): {advice}")
-    why = why if len(why) <= room else f"{why[: room - 3]}..."
-    return DataError(f"cannot read image {name} ({why}): {advice}")
+    return DataError(f"cannot read image {name} ({short(why, room) or type(why).__name__}): {advice}")
 
 
 def _copied(image: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ log line where the rest is drawn, a DataError where nothing is.
 """
 
 import logging
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import file_name, is_systems, user_path, writing
+from patchcore_kit.files import file_name, names_in, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -694,11 +693,8 @@ def save_segmentation_images(
 
 def check_pictures(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but pictures of `save_segmentation_images`: it would be lost."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResultsError(f"{folder} cannot be replaced: you may not write to it")
-    for path in sorted(folder.iterdir()):
-        if not is_systems(path.name):
-            check_picture(path)
+    for name in names_in(folder):
+        check_picture(folder / name)
 
 
 def check_picture(path: Path) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from patchcore_kit.arrays import read_arrays
 from patchcore_kit.errors import ModelError, ResultsError, short
-from patchcore_kit.files import DRAFT, is_lfs_pointer, is_systems, read_json, tidy, user_path, work_folder
+from patchcore_kit.files import DRAFT, is_lfs_pointer, names_in, read_json, tidy, user_path, work_folder
 
 PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
@@ -187,10 +187,7 @@ def ensemble_prefix(i: int, total: int) -> str:
 def check_replaceable(folder: Path) -> None:
     """Raises ResultsError if a folder holds anything but a model's files, which saving a model would remove."""
     ours = re.compile(rf"(Ensemble-\d+-\d+_)?({'|'.join(map(re.escape, FILES))})")
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise ResultsError(f"{folder} cannot be replaced: you may not write to it")
-    if others := sorted(name for name in there if not is_systems(name) and not ours.fullmatch(name)):
+    if others := [name for name in (names_in(folder) if folder.is_dir() else ()) if not ours.fullmatch(name)]:
         raise ResultsError(f"{folder} holds other files ({short(others[0])}): choose a new folder for the model")
 
 
