@@ -69,7 +69,9 @@ def test_growth(sample_root, tmp_path, load, monkeypatch):
 
     def run(train, test, settings):
         points.append(settings)
-        return apart(train, test, settings) if len(points) == 1 else growth.measure(train, test, settings)
+        if len(points) == 1:
+            return apart(train, test, settings)
+        return growth.measure(train, test, settings) | {"peak, GB": 0.1}  # tests before may have used more: it stays 0
 
     monkeypatch.setattr(growth, "run", run)
     monkeypatch.setattr(coreset, "select_first", coreset.select_first)  # which `measure` replaces
