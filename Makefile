@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 PIPENV_VERSION := 2026.10.3
 RUN := .venv/bin/python
 RUFF := .venv/bin/ruff
+# a process for each core, four at most: each takes 2 GB; with a thread each, or they would stand in each other's way
+IN_PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # pipenv makes .venv here, whatever environment it is called from
 export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
@@ -23,7 +25,7 @@ lab: .venv/ready ## open the notebooks in JupyterLab, without Docker: click the 
 	@$(RUN) -m jupyterlab --config=jupyter/jupyter_server_config.py
 
 test: .venv/ready ## set up and run the tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_PARALLEL)
 
 test-long: .venv/ready ## run in full what `make test` runs in a short form
 	$(RUN) -m pytest -m long
