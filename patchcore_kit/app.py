@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import click
 
 from patchcore_kit.errors import DataError, KitError, ResultsError
-from patchcore_kit.files import file_name, user_path, writing
+from patchcore_kit.files import file_name, numbered, user_path, writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -598,11 +598,9 @@ class _Outputs:
     def _free(self, name: str) -> PurePosixPath:
         """A place for the picture, below the folder, that no other picture of this run has."""
         *folders, last = _inside(name).with_suffix("").parts
-        path = PurePosixPath("pictures", *map(file_name, folders), f"{file_name(last)}.jpg")
-        number, free = 1, path
-        while str(free).casefold() in self._pictures:
-            number += 1
-            free = path.with_name(f"{path.stem}_{number}.jpg")
+        folder = PurePosixPath("pictures", *map(file_name, folders))
+        paths = (folder / f"{unique}.jpg" for unique in numbered(file_name(last)))
+        free = next(path for path in paths if str(path).casefold() not in self._pictures)
         self._pictures.add(str(free).casefold())
         return free
 

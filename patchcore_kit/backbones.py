@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from patchcore_kit.errors import SettingsError, WeightsError, whole_number
+from patchcore_kit.errors import SettingsError, WeightsError, check_choice, whole_number
 from patchcore_kit.files import user_path
 from patchcore_kit.starter import Starter
 from patchcore_kit.weights import Source, download, find, read, resolve
@@ -391,8 +391,7 @@ def load_backbone(
         raise SettingsError(f"backbone name is {name!r}: give it as text, such as 'wideresnet50'")
     deadline = time.monotonic() + 1.8
     seed = whole_number("seed", seed, 0)
-    if precision not in PRECISIONS:
-        raise SettingsError(f"unknown precision {precision!r}: there are {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not layers or len(set(layers)) < len(layers):
         raise SettingsError(f"layers={layers} must name at least one layer, and each only once")

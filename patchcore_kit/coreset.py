@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from patchcore_kit.errors import SettingsError, whole_number
+from patchcore_kit.errors import SettingsError, check_choice, whole_number
 from patchcore_kit.patches import PatchRows, products
 
 SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
@@ -30,8 +30,7 @@ PRODUCTS = 2**18  # distances computed at a time after that
 
 def check(sampler: str, percentage: float, projection: int | None) -> None:
     """Raises SettingsError for an unknown sampler, a percentage outside (0, 1] or a projection below 1."""
-    if sampler not in SAMPLERS:
-        raise SettingsError(f"unknown sampler {sampler!r}: there are {', '.join(SAMPLERS)}")
+    check_choice("sampler", sampler, SAMPLERS)
     if not 0 < percentage <= 1:
         raise SettingsError(f"percentage is {percentage}: it must be above 0 and at most 1 (0.1 keeps a tenth)")
     if projection is not None:

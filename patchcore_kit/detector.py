@@ -25,7 +25,7 @@ from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.backbones import Backbone, find_device, load_backbone
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples
-from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, short, whole_number
+from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, check_choice, short, whole_number
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.growth import HeldOut, Reserve, halved
 from patchcore_kit.image_cache import ImageCache
@@ -104,7 +104,7 @@ class PatchCore:
         memory_bank.check(search, storage)
         calibration.check(alarm_rate)
         suspects.check(contamination)
-        _check_scoring(scoring)
+        check_choice("scoring", scoring, SCORINGS)
         if reweight and scoring != "distance":
             raise SettingsError(f"reweight is {reweight}, a rule for scoring='distance': give 0, or that scoring")
         if not isinstance(backbone, Backbone):
@@ -686,7 +686,7 @@ class PatchCore:
             raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
         device = find_device(device)
         if scoring is not None:
-            _check_scoring(scoring)
+            check_choice("scoring", scoring, SCORINGS)
         saved = reference_format.read_model(folder, prefix)
         params, extras = saved.params, saved.extras
         made_for = extras.get("scoring", "distance")
@@ -775,11 +775,6 @@ class PatchCore:
     def _find_grid(self) -> tuple[int, int]:
         """By the maps' shapes alone: the size that a file claims costs nothing."""
         return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
-
-
-def _check_scoring(scoring: str) -> None:
-    if scoring not in SCORINGS:
-        raise SettingsError(f"unknown scoring {scoring!r}: there are {', '.join(SCORINGS)}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Each message is one sentence: what is wrong, with the value or the file, and wha
 """
 
 import operator
+from collections.abc import Iterable
 
 
 class KitError(Exception):
@@ -48,6 +49,12 @@ def short(text: object, most: int = 100) -> str:
     """A text from elsewhere as a part of a message: on one line, and of at most so many characters."""
     line = " ".join(str(text)[: 10 * most].split())
     return line if len(line) <= most else f"{line[: most - most // 3 - 1]}…{line[-(most // 3) :]}"
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raises SettingsError unless a setting is one of its choices."""
+    if value not in choices:
+        raise SettingsError(f"unknown {what} {value!r}: there are {', '.join(choices)}")
 
 
 def whole_number(name: str, value: int, least: int, most: int = 2**63 - 1) -> int:

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from patchcore_kit.errors import ResultsError, SettingsError, short
@@ -291,6 +292,11 @@ def file_name(stem: str) -> str:
     if len(name.encode()) <= LONGEST_NAME:
         return name
     return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{zlib.crc32(name.encode()):08x}"
+
+
+def numbered(name: str) -> Iterator[str]:
+    """A name, and then with a number behind it, for where it is taken: part, part_2, part_3, ..."""
+    return chain([name], (f"{name}_{number}" for number in count(2)))
 
 
 def printable(name: str) -> str:

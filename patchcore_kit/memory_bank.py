@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import torch
 
-from patchcore_kit.errors import SettingsError
+from patchcore_kit.errors import SettingsError, check_choice
 from patchcore_kit.patches import products
 
 SEARCHES = ("fast", "flat")
@@ -31,9 +31,8 @@ CLUSTERS, PROBES = 400, 8  # of all patches, and how many of them are searched f
 
 def check(search: str, storage: str) -> None:
     """Raises SettingsError for an unknown search or storage."""
-    for name, value, known in (("search", search, SEARCHES), ("storage", storage, STORAGES)):
-        if value not in known:
-            raise SettingsError(f"unknown {name} {value!r}: there are {', '.join(known)}")
+    check_choice("search", search, SEARCHES)
+    check_choice("storage", storage, STORAGES)
 
 
 class MemoryBank:

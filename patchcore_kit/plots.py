@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
-from patchcore_kit.files import file_name, names_in, user_path, writing
+from patchcore_kit.files import file_name, names_in, numbered, user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
@@ -681,8 +680,7 @@ def save_segmentation_images(
         picture = segmentation_image(shown, low, high, caption)
         parts = Path(sample.name).parts if sample.path is None else sample.path.parts
         stem = file_name("_".join(parts[-4:]).removesuffix(".png"))
-        numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
-        name = next(name for name in numbered if name.casefold() not in names)
+        name = next(name for name in numbered(stem) if name.casefold() not in names)
         names.add(name.casefold())
         path = user_path(folder) / f"{name}.png"
         if path.exists():

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from patchcore_kit.errors import ResultsError, SettingsError
+from patchcore_kit.errors import ResultsError, SettingsError, check_choice
 from patchcore_kit.files import user_path
 
 FRAME = 256  # lengths are in units of 1/256 of the frame's side, whatever the size of the image
@@ -615,12 +615,6 @@ def sensible(mask: np.ndarray) -> bool:
     unit = FRAME / len(mask)
     margin = int(np.ceil((FRAME - CENTRE) / 2 / unit))
     return AREA[0] <= mask.sum() * unit**2 <= AREA[1] and mask.sum() == mask[margin:-margin, margin:-margin].sum()
-
-
-def check_choice(what: str, name: str, choices: Sequence[str]):
-    """Raise SettingsError unless the name is one of the choices."""
-    if name not in choices:
-        raise SettingsError(f"unknown {what} {name!r}; there are {', '.join(choices)}")
 
 
 def paint(category: str, rng: Generator, defect: str | None = None, size: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from patchcore_kit.datasets import Sample, as_samples
-from patchcore_kit.errors import DataError, SettingsError, whole_number
+from patchcore_kit.errors import DataError, SettingsError, check_choice, whole_number
 from patchcore_kit.images import Frame, bits_for, largest_value, read_header, read_pixels
 from patchcore_kit.masks import read_mask
 from patchcore_kit.notes import Notes
@@ -67,8 +67,7 @@ class Transform:
                 )
         if self.bits is not None:
             object.__setattr__(self, "bits", whole_number("bits", self.bits, 8, 32))
-        if self.mask_rule not in MASK_RULES:
-            raise SettingsError(f"unknown mask rule {self.mask_rule!r}: there are {', '.join(MASK_RULES)}")
+        check_choice("mask rule", self.mask_rule, MASK_RULES)
 
     @property
     def size(self) -> tuple[int, int]:

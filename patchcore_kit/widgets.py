@@ -7,7 +7,6 @@ import unicodedata
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 
 import ipywidgets
@@ -15,7 +14,7 @@ import numpy as np
 
 from patchcore_kit.datasets import Sample
 from patchcore_kit.errors import DataError, KitError
-from patchcore_kit.files import user_path, writing
+from patchcore_kit.files import numbered, user_path, writing
 from patchcore_kit.images import IMAGE_SUFFIXES, read_rgb
 from patchcore_kit.notes import Notes
 from patchcore_kit.plots import map_scale, need, panels, segmentation_image
@@ -134,8 +133,7 @@ def save_photograph(folder: Path, name: str, content: bytes) -> tuple[Path, bool
         raise DataError(f"{name} is of a kind that is not read: save it as PNG or JPEG first")
     read_rgb(content, notes=Notes(), name=name)
     stem = name.stem[:LONGEST]
-    numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
-    paths = (folder / f"{unique}{name.suffix}" for unique in numbered)
+    paths = (folder / f"{unique}{name.suffix}" for unique in numbered(stem))
     path = next(path for path in paths if not path.exists() or _holds(path, content))
     if path.exists():
         return path, False
