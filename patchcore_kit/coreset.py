@@ -13,10 +13,10 @@ from itertools import chain
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from patchcore_kit.errors import SettingsError, check_choice, whole_number
 from patchcore_kit.patches import PatchRows, products
+from patchcore_kit.progress import Line, line_of
 
 SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
@@ -44,7 +44,7 @@ def select(
     *,
     projection: int | None = 128,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> np.ndarray:
     """(N, D) rows -> (k,) indices, k = int(N * percentage), chosen by the sampler of that name.
 
@@ -62,7 +62,13 @@ def select(
 
 
 def select_first(
-    sampler: str, projected: torch.Tensor | None, n: int, percentage: float, *, seed: int = 0, progress: bool = True
+    sampler: str,
+    projected: torch.Tensor | None,
+    n: int,
+    percentage: float,
+    *,
+    seed: int = 0,
+    progress: bool | Line = True,
 ) -> tuple[np.ndarray, torch.Tensor | None]:
     """What `project` makes of n rows, (n, d), which the greedy samplers need -> (k,) indices, as `select`.
 
@@ -82,7 +88,14 @@ def select_first(
 
 
 def select_more(
-    sampler: str, projected: torch.Tensor | None, bank: int, n: int, k: int, *, seed: int = 0, progress: bool = True
+    sampler: str,
+    projected: torch.Tensor | None,
+    bank: int,
+    n: int,
+    k: int,
+    *,
+    seed: int = 0,
+    progress: bool | Line = True,
 ) -> tuple[np.ndarray, torch.Tensor | None]:
     """(M + n, d) projected rows, of which the first M are kept already -> as `select_first`, k more of the other n.
 
@@ -138,7 +151,7 @@ def greedy_coreset(
     start_points: np.ndarray | None = None,
     seed: int = 0,
     *,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> np.ndarray:
     """(N, D) -> (k,) indices in order of choice: the reference's `approx_greedy_coreset`, exactly, unprojected.
 
@@ -190,7 +203,7 @@ def _k_center(
     features: torch.Tensor,
     k: int,
     distances: torch.Tensor | None,
-    progress: bool,
+    progress: bool | Line,
     centres: torch.Tensor | None = None,
 ) -> tuple[np.ndarray, torch.Tensor]:
     """Greedy k-center from the given distances (N,), or from centres (M, D) that are there already.
@@ -216,8 +229,8 @@ def _k_center(
         shells = _Shells(features, norms, first)
         for part in others:
             shells.lower(least, part)
-    desc = f"coreset: {k} of {n} patches, about {estimate_seconds(features, k):.0f} s"
-    with tqdm(total=k, desc=desc, leave=False, disable=not progress) as bar:
+    task = f"coreset of {n} patches, about {estimate_seconds(features, k):.0f} s"
+    with line_of(progress, f"coreset: {k} of {n} patches") as line, line.bar(task, k) as bar:
         while len(chosen) < k:
             farthest, rows = torch.topk(norms + 2 * least, min(candidates + 1, n))
             bound = float(farthest[-1]) if n > candidates else -np.inf

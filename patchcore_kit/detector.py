@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 import torch
-from tqdm.auto import tqdm
 
 from patchcore_kit import calibration, coreset, memory_bank, reasons, reference_format, suspects
 from patchcore_kit.appearance import Appearance, measure
@@ -35,6 +34,7 @@ from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
+from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reasons import Evidence
 from patchcore_kit.scoring import SCORINGS, draw_maps, image_scores, relative
 from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
@@ -98,7 +98,7 @@ class PatchCore:
         batch_size: int = 8,
         workers: int | None = None,
         cache: ImageCache | None = None,
-        progress: bool = True,
+        progress: bool | Line = True,
     ):
         coreset.check(sampler, percentage, projection)
         memory_bank.check(search, storage)
@@ -156,16 +156,18 @@ class PatchCore:
 
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
         """
-        return self._fit(as_samples(images), Notes())
+        samples = as_samples(images)
+        with line_of(self.progress, f"fit on {len(samples)} images") as line:
+            return self._fit(samples, Notes(), line)
 
     @torch.inference_mode()
-    def _fit(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+    def _fit(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
         if not samples:
             raise DataError("no images to embed: the list of samples is empty")
         self.transform, sizes = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
         notes.tell()
         passing = _Passing(keep=True)
-        rows = self._rows(samples, passing, notes)
+        rows = self._rows(samples, passing, notes, line)
         self._forget()
         self.grid_, self.category_ = rows.grid, category_of(samples[0])
         alike = len(samples) > 1 and rows.alike(self.backbone.rounding)
@@ -179,7 +181,7 @@ class PatchCore:
             projected = projected.unflatten(0, (len(samples), -1))[torch.from_numpy(good)].flatten(0, 1)
         self._know(samples, good, sizes, passing, notes)
         kept, uncovered = coreset.select_first(
-            self.sampler, projected, len(rows), self.percentage, seed=self.seed, progress=self.progress
+            self.sampler, projected, len(rows), self.percentage, seed=self.seed, progress=line
         )
         kept = np.sort(kept)  # not in the order of choice: where two are equally far, rounding decides on it
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(good))
@@ -201,8 +203,8 @@ class PatchCore:
     def _projects(self) -> bool:
         return self.scoring == "density" or "greedy" in self.sampler or self.contamination > 0
 
-    def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes) -> PatchRows:
-        maps = self._feature_maps(samples, "embed training images", notes, passing)
+    def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
+        maps = self._feature_maps(samples, "embed training images", notes, line, passing)
         return PatchRows(self.embedding, maps, self.storage)
 
     def _know(
@@ -329,10 +331,12 @@ class PatchCore:
         Raises ModelError before `fit` and for models that do not record where their rows came from, DataError without
         images or for one that cannot be read.
         """
-        return self._extend(as_samples(images), Notes())
+        samples = as_samples(images)
+        with line_of(self.progress, f"extended by {len(samples)} images") as line:
+            return self._extend(samples, Notes(), line)
 
     @torch.inference_mode()
-    def _extend(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+    def _extend(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
         unknown = self._fitted().images is None or (self.scoring == "density" and self.near_ is None)
         if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
             raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
@@ -341,7 +345,7 @@ class PatchCore:
         _, sizes = look_over(samples, self.transform, notes, learn=False)
         notes.tell()
         passing = _Passing(keep=True)
-        rows = self._rows(samples, passing, notes)
+        rows = self._rows(samples, passing, notes, line)
         good = np.arange(len(samples))
         if self.contamination and self.calibration_:
             good = np.delete(good, self._unlikely(rows))
@@ -358,7 +362,7 @@ class PatchCore:
         there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
         k = there if self.sampler == "identity" else min(max(0, room), there)
         chosen, uncovered = coreset.select_more(
-            self.sampler, projected, len(old), there, k, seed=self.seed, progress=self.progress
+            self.sampler, projected, len(old), there, k, seed=self.seed, progress=line
         )
         LOGGER.info("memory bank: %d more patches, from %d more images", len(chosen), len(good))
         taken = np.concatenate([chosen, Reserve.farthest(uncovered)])
@@ -398,15 +402,17 @@ class PatchCore:
         Raises ModelError before `fit`, DataError for fewer images than a threshold takes (3), or for one that cannot be
         read; then the thresholds stay as they were.
         """
-        return self._recalibrate(as_samples(images), Notes())
+        samples = as_samples(images)
+        with line_of(self.progress, f"thresholds from {len(samples)} images") as line:
+            return self._recalibrate(samples, Notes(), line)
 
     @torch.inference_mode()
-    def _recalibrate(self, samples: Sequence[Sample], notes: Notes) -> "PatchCore":
+    def _recalibrate(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
         self._fitted()
         _, sizes = look_over(samples, self.transform, notes, learn=False)
         notes.tell()
         passing = _Passing()
-        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, passing))
+        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, line, passing))
         before = self.held_out_
         self.held_out_ = self._hold_out(rows, np.full(len(samples), -1))
         found = self._calibrate()
@@ -460,14 +466,19 @@ class PatchCore:
         return 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
 
     def _feature_maps(
-        self, samples: Sequence[Sample], task: str, notes: Notes, passing: Callable[[np.ndarray], None]
+        self,
+        samples: Sequence[Sample],
+        task: str,
+        notes: Notes,
+        line: Line,
+        passing: Callable[[np.ndarray], None],
     ) -> Iterator[list[torch.Tensor]]:
         """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images."""
         if self.cache:
             read = partial(self.cache.image, transform=self.transform, notes=notes)
         else:
             read = partial(self.transform.image, notes=notes)
-        with tqdm(total=len(samples), desc=task, leave=False, disable=not self.progress) as bar:
+        with line.bar(task, len(samples)) as bar:
             for images in read_batches(samples, read, self.batch_size, self.workers):
                 passing(images)
                 yield self.backbone(normalise(images, self.backbone.device))
@@ -479,10 +490,12 @@ class PatchCore:
 
         Raises ModelError before `fit`, DataError without images or for one that cannot be read.
         """
-        return self._predict(as_samples(images), mask_rule, Notes())
+        samples = as_samples(images)
+        with line_of(self.progress, f"scored {len(samples)} images") as line:
+            return self._predict(samples, mask_rule, Notes(), line)
 
     @torch.inference_mode()
-    def _predict(self, samples: Sequence[Sample], mask_rule: str, notes: Notes) -> Predictions:
+    def _predict(self, samples: Sequence[Sample], mask_rule: str, notes: Notes, line: Line) -> Predictions:
         self._fitted()
         if not samples:
             raise DataError("no images to score: the list of samples is empty")
@@ -495,7 +508,7 @@ class PatchCore:
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
         passing, found, start = _Passing(), [], 0
         parts: list[tuple[np.ndarray, np.ndarray]] = []
-        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes, passing)):
+        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes, line, passing)):
             scores, maps, patches = self._scored(rows, len(rows) // math.prod(self.grid_))
             for i, own in enumerate(rows.split(math.prod(self.grid_))):
                 number = start + i

@@ -17,6 +17,10 @@ from collections.abc import Iterable
 class KitError(Exception):
     """Base of the kit's errors."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, by IPython's name for it: the sentence, not where in the code it was raised."""
+        return [str(self)]
+
 
 class SettingsError(KitError, ValueError):
     """An argument or option that cannot work."""

@@ -26,6 +26,7 @@ from patchcore_kit.files import checksum, claimed, printable, run_name, tidy, us
 from patchcore_kit.masks import mask_files
 from patchcore_kit.plots import check_pictures, save_segmentation_images
 from patchcore_kit.predictions import COLUMNS, INTERVALS, METRICS, evaluate
+from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reference_format import FILES, check_replaceable
 from patchcore_kit.results import COSTS, Results
 
@@ -154,7 +155,7 @@ def train(
     results: Results,
     outputs: Outputs,
     *,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> None:
     """Fit and evaluate one new detector per category; what `results` has already, of the same images, is skipped.
 
@@ -164,19 +165,22 @@ def train(
         if not category.train:
             raise DataError(f"no training images in {category.path / 'train' / 'good'}: put good images there")
     _check_names(categories)
-    for category in categories:
-        made_from = _made_from(category, [*category.train, *category.test], results)
-        if _done(category, made_from, results, outputs):
-            continue
-        kept = outputs.and_those(results.outputs(row_name(category)))
-        _peak_memory()
-        started = time.perf_counter()
-        detector = make_detector().fit(category.train)
-        seconds = time.perf_counter() - started
-        results.begin()
-        if kept.models:
-            detector.save(results.folder / MODELS / row_name(category))
-        _evaluate(category, detector, results, kept, {"fit_seconds": seconds}, made_from, progress)
+    with line_of(progress, f"{len(categories)} of {len(categories)} categories") as line:
+        for number, category in enumerate(categories, 1):
+            line.at(f"{number} of {len(categories)}: {category.name}")
+            made_from = _made_from(category, [*category.train, *category.test], results)
+            if _done(category, made_from, results, outputs):
+                continue
+            kept = outputs.and_those(results.outputs(row_name(category)))
+            _peak_memory()
+            detector = _telling(make_detector(), line)
+            started = time.perf_counter()
+            detector.fit(category.train)
+            seconds = time.perf_counter() - started
+            results.begin()
+            if kept.models:
+                detector.save(results.folder / MODELS / row_name(category))
+            _evaluate(category, detector, results, kept, {"fit_seconds": seconds}, made_from, line)
 
 
 def evaluate_models(
@@ -186,7 +190,7 @@ def evaluate_models(
     results: Results,
     outputs: Outputs,
     *,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> None:
     """Evaluate saved detectors: one for each category, or one for all. They are opened one at a time.
 
@@ -200,13 +204,22 @@ def evaluate_models(
     _check_names(categories)
     if len(models) == 1:
         models, open_model = list(models) * len(categories), cache(open_model)
-    for category, model in zip(categories, models, strict=True):
-        made_from = _made_from(category, category.test, results, model)
-        if _done(category, made_from, results, outputs):
-            continue
-        kept = outputs.and_those(results.outputs(row_name(category)))
-        _peak_memory()
-        _evaluate(category, open_model(model), results, kept, {}, made_from, progress)
+    with line_of(progress, f"{len(categories)} of {len(categories)} categories") as line:
+        for number, (category, model) in enumerate(zip(categories, models, strict=True), 1):
+            line.at(f"{number} of {len(categories)}: {category.name}")
+            made_from = _made_from(category, category.test, results, model)
+            if _done(category, made_from, results, outputs):
+                continue
+            kept = outputs.and_those(results.outputs(row_name(category)))
+            _peak_memory()
+            _evaluate(category, _telling(open_model(model), line), results, kept, {}, made_from, line)
+
+
+def _telling(detector: Detector, line: Line) -> Detector:
+    """A detector that writes what it does into a line, unless it is a quiet one."""
+    for member in detector.members:
+        member.progress = member.progress and line
+    return detector
 
 
 def row_name(category: Category) -> str:
@@ -262,7 +275,7 @@ def _evaluate(
     outputs: Outputs,
     costs: dict,
     made_from: str,
-    progress: bool,
+    line: Line,
 ) -> None:
     """Predict, write what is asked for, and last of all the row: a category with a row is complete."""
     name = row_name(category)
@@ -278,7 +291,7 @@ def _evaluate(
             predictions.save_table(results.folder / PREDICTIONS / f"{name}.csv")
         if outputs.images:
             with writing(results.folder / PICTURES / name, check_pictures) as pictures:
-                save_segmentation_images(pictures, category.test, detector.transform, predictions, progress=progress)
+                save_segmentation_images(pictures, category.test, detector.transform, predictions, progress=line)
     else:
         metrics, defects = dict.fromkeys((*COLUMNS, *INTERVALS)), None
         metrics |= {"mask_rule": outputs.mask_rule, "undefined": "all metrics: no test images"}

@@ -22,7 +22,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
-from tqdm.auto import tqdm
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
@@ -31,6 +30,7 @@ from patchcore_kit.images import read_rgb
 from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import METRICS, Predictions
+from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reasons import AROUND, Box, Explanation
 from patchcore_kit.transforms import Transform
 
@@ -655,7 +655,7 @@ def save_segmentation_images(
     predictions: Predictions,
     *,
     scale: tuple[float, float] | None = None,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> None:
     """One PNG per image: original, anomaly map, binarised map, ground truth; the last two as far as known.
 
@@ -673,20 +673,24 @@ def save_segmentation_images(
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", SOFTWARE)
     names: set[str] = set()
-    for i, sample in enumerate(tqdm(samples, desc="draw pictures", leave=False, disable=not progress)):
-        shown = panels(transform.image(sample, notes=Notes()), predictions, i, threshold)  # noted when it was scored
-        said = _said_of(predictions, i).replace("\n", ": ")
-        caption = f"{sample.name}   {said}   weights: {predictions.weights}"
-        picture = segmentation_image(shown, low, high, caption)
-        parts = Path(sample.name).parts if sample.path is None else sample.path.parts
-        stem = file_name("_".join(parts[-4:]).removesuffix(".png"))
-        name = next(name for name in numbered(stem) if name.casefold() not in names)
-        names.add(name.casefold())
-        path = user_path(folder) / f"{name}.png"
-        if path.exists():
-            check_picture(path)
-        with writing(path) as temporary:
-            picture.save(temporary, "PNG", compress_level=3, pnginfo=mark)
+    with line_of(progress, f"drawn: {len(samples)} pictures") as line, line.bar("draw pictures", len(samples)) as bar:
+        for i, sample in enumerate(samples):
+            shown = panels(
+                transform.image(sample, notes=Notes()), predictions, i, threshold
+            )  # noted when it was scored
+            said = _said_of(predictions, i).replace("\n", ": ")
+            caption = f"{sample.name}   {said}   weights: {predictions.weights}"
+            picture = segmentation_image(shown, low, high, caption)
+            parts = Path(sample.name).parts if sample.path is None else sample.path.parts
+            stem = file_name("_".join(parts[-4:]).removesuffix(".png"))
+            name = next(name for name in numbered(stem) if name.casefold() not in names)
+            names.add(name.casefold())
+            path = user_path(folder) / f"{name}.png"
+            if path.exists():
+                check_picture(path)
+            with writing(path) as temporary:
+                picture.save(temporary, "PNG", compress_level=3, pnginfo=mark)
+            bar.update()
 
 
 def check_pictures(folder: Path) -> None:

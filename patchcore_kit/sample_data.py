@@ -23,10 +23,10 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 from patchcore_kit.errors import ResultsError, SettingsError, check_choice
 from patchcore_kit.files import user_path
+from patchcore_kit.progress import Line, line_of
 
 FRAME = 256  # lengths are in units of 1/256 of the frame's side, whatever the size of the image
 CENTRE = 224  # defects lie in the central square of this side: a centre crop keeps them
@@ -681,7 +681,7 @@ def draw_sample_data(
     size: int = 256,
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = True,
+    progress: bool | Line = True,
 ) -> Path:
     """Draw categories in the layout of MVTec AD -> their folder. Computer drawings, not photographs.
 
@@ -710,9 +710,8 @@ def draw_sample_data(
     for name in todo:
         if (folder / name).exists():
             raise ResultsError(f"{folder / name} lacks some of these images: move it away or use another folder")
-    with tqdm(
-        total=sum(len(plans[name]) for name in todo), desc="draw", leave=False, disable=not (progress and todo)
-    ) as bar:
+    n = sum(len(plans[name]) for name in todo)
+    with line_of(progress and n > 0, f"drawn: {n} images") as line, line.bar("draw", n) as bar:
         for name in todo:
             draft = folder / f".{name}-{secrets.token_hex(4)}"
             try:
