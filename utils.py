@@ -1,11 +1,15 @@
-"""What the notebooks share: command lines built from Python, a look at the machine, what data may lack, and answers."""
+"""What the notebooks share: command lines built from Python, a look at the machine, results and what data may lack."""
 
+import io
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import click
@@ -14,16 +18,26 @@ import numpy as np
 import pandas as pd
 import torch
 import torchvision
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib import pyplot as plt
 
 import patchcore_kit as pk
 from patchcore_kit import plots
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 from patchcore_kit.datasets import as_samples
-from patchcore_kit.errors import short
-from patchcore_kit.files import read_json, user_path
+from patchcore_kit.errors import check_choice, short, whole_number
+from patchcore_kit.files import file_name, numbered, read_json, user_path
+from patchcore_kit.predictions import COLUMNS
 from patchcore_kit.weights import find, resolve
 
+STOPPED = "Stopped. Run the cell again to go on."
+LAYERS, PERCENTAGE, RESIZE, IMAGESIZE = ("layer2", "layer3"), 0.1, 256, 224  # the published settings
+LOWER_IS_BETTER = ("image_false_alarms", "alarm_false_alarms", "alarm_missed", *pk.COSTS)
+SAMPLE_AUROC = {  # image AUROC of the sample data with the starter, by task 1
+    "biscuit": 1.0, "board": 0.921, "bottle_cap": 0.995, "pill": 1.0, "screw": 0.912, "terrazzo": 0.898,
+    "weave": 0.949, "wood": 0.986,
+}  # fmt: skip
 BACKBONES = ("resnet18", "resnet50", "wideresnet50", "wideresnet101")  # those whose weights `start` looks for
 
 
@@ -46,10 +60,10 @@ def get_train_args(
     log_project: str = "step1",
     log_group: str = "0000",
     backbone: str = "wideresnet50",
-    layers: Sequence[str] = ("layer2", "layer3"),
-    percentage: float = 0.1,
-    resize: int | tuple[int, int] = 256,
-    imagesize: int = 224,
+    layers: Sequence[str] = LAYERS,
+    percentage: float = PERCENTAGE,
+    resize: int | tuple[int, int] = RESIZE,
+    imagesize: int = IMAGESIZE,
     gpu: Sequence[int] = (),
     seed: int = 0,
     save_models: bool = True,
@@ -58,7 +72,10 @@ def get_train_args(
     save_predictions: bool = False,
     save_segmentation_images: bool = False,
 ) -> list[str]:
-    """The arguments of `bin/run_patchcore.py`. weights: a file, "random", or None to look for them."""
+    """The arguments of `bin/run_patchcore.py`. weights: a file, "random", or None to look for them.
+
+    Raises SettingsError for categories or layers that are no list, or an empty one.
+    """
     flags = {
         "--save_patchcore_model": save_models,
         "--save_predictions": save_predictions,
@@ -70,7 +87,7 @@ def get_train_args(
         "patch_core",
         "-b",
         backbone,
-        *_repeat("-le", layers),
+        *_repeat("-le", _listed("layers", layers)),
         *_repeat("--weights", [weights] if weights else []),
     ]
     sampler = ["sampler", "-p", percentage, "approx_greedy_coreset"]
@@ -96,14 +113,23 @@ def get_evaluate_args(
     """The arguments of `bin/load_and_evaluate_patchcore.py`.
 
     models: one model folder for each category, or the folder `models` of a run, which holds `mvtec_<category>`.
-    resize: None takes each model's own size.
+    resize: None takes each model's own size. Raises SettingsError for categories that are no list, or an empty one.
     """
     if isinstance(models, str | Path):
-        models = [Path(models) / f"mvtec_{category}" for category in categories]
+        models = [Path(models) / f"mvtec_{category}" for category in _listed("categories", categories)]
     flags = {"--save_predictions": save_predictions, "--save_segmentation_images": save_segmentation_images}
     run = ["--seed", seed, *_repeat("--gpu", gpu), *(flag for flag, on in flags.items() if on), results_path]
     loader = ["patch_core_loader", *_repeat("-p", models), *_repeat("--weights", [weights] if weights else [])]
     return [str(a) for a in (*run, *loader, *_dataset_args(data_path, categories, resize, imagesize))]
+
+
+def _listed(name: str, values: Iterable) -> list:
+    """Raises SettingsError for what is no list, or an empty one: letters are no categories, and none are not all."""
+    if isinstance(values, str | Path | Real | None):
+        raise pk.SettingsError(f"{name} is {values!r}, which is no list: write [{values!r}]")
+    if not (values := list(values)):
+        raise pk.SettingsError(f"{name} is an empty list: name at least one")
+    return values
 
 
 def _repeat(option: str, values: Sequence) -> list:
@@ -117,7 +143,16 @@ def _dataset_args(data_path: Path | str, categories: Sequence[str], resize: int 
         size = ["--resize", resize, "--imagesize", imagesize]
     else:
         size = ["--resize", "x".join(map(str, resize))]
-    return ["dataset", *size, *_repeat("-d", categories), "mvtec", data_path]
+    return ["dataset", *size, *_repeat("-d", _listed("categories", categories)), "mvtec", data_path]
+
+
+def ended(end: SystemExit) -> None:
+    """What a script's exit says in a cell. Raises KitError if it has failed or was stopped."""
+    if end.code == 130:  # as after a Ctrl-C
+        raise pk.KitError(STOPPED) from None
+    if end.code:
+        raise pk.KitError("It failed: the line that begins with 'Error' says why.") from None
+    print("Done.")
 
 
 def start() -> tuple[Path, tuple[int, ...]]:
@@ -125,11 +160,14 @@ def start() -> tuple[Path, tuple[int, ...]]:
 
     The data is MVTec AD where `pk.find_data` finds it, else the sample data, drawn now if it is not there yet; a few
     images of it where the environment variable PATCHCORE_SMALL is set. From here on relative paths start at the work
-    folder.
+    folder, logs say what is odd and no more, and a cell that fails is scrolled to.
     """
     os.chdir(pk.work_folder())
     plt.rcParams.update(plots.STYLE)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # as any other output, not as an error's
+    logging.getLogger("patchcore_kit").setLevel(logging.WARNING)
+    if shell := get_ipython():
+        shell.set_custom_exc((Exception, KeyboardInterrupt), _show_error)
     gpus = tuple(range(torch.cuda.device_count()))[:1]
     found, root = pk.find_data(), os.environ.get("MVTEC_ROOT")
     data = found or _draw_sample_data()
@@ -140,7 +178,7 @@ def start() -> tuple[Path, tuple[int, ...]]:
     _say(True, f"packages: torch {torch.__version__}, torchvision {torchvision.__version__}, faiss {faiss.__version__}")
     _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
     _say(found, f"data: {'' if found else 'no MVTec AD, so '}{data} ({', '.join(pk.list_categories(data))})")
-    _say(weights, f"published weights: {', '.join(weights) or 'none yet, so the starter (README, Backbones)'}")
+    _say(weights, f"published weights: {', '.join(weights) or 'none yet, so the starter (docs/backbones.md)'}")
     _say(models, f"trained models: {len(models) or 'none yet, task 1 makes some'}")
     return data, gpus
 
@@ -156,9 +194,122 @@ def _say(there: object, what: str) -> None:
     print("[OK]" if there else "[--]", what)
 
 
-def task1_folder(backbone: str) -> Path:
-    """Where task 1 puts its results: the starter's in 0000, those of another backbone under its name."""
-    return Path("experiments", "step1", "0000" if backbone == "starter" else backbone)
+def _show_error(shell, etype: type, error: BaseException, traceback, tb_offset: int | None = None) -> None:
+    """IPython's way, but a stop is a sentence, and the page goes to the cell, from which the others were left out."""
+    if isinstance(error, KeyboardInterrupt):
+        error._render_traceback_ = lambda: [STOPPED]
+    shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
+    now = int(1000 * time.time())  # not when the notebook is opened again
+    script = f"if (Date.now() - {now} < 9000) element.closest('.jp-Cell')?.scrollIntoView({{block: 'center'}});"
+    display({"application/javascript": script}, raw=True)
+
+
+def check_parameters(data: Path, **parameters: object) -> None:
+    """Raises SettingsError for the first of a notebook's parameters, by name, that is not of its kind."""
+    kinds = {
+        "CATEGORY": lambda value: value == "" or check_choice("category", value, pk.list_categories(data)),
+        "METRIC": lambda value: check_choice("metric", value, (*COLUMNS, *pk.COSTS)),
+        "BACKBONE": lambda value: _of_kind("BACKBONE", value, str, "the name of a network, as 'starter'"),
+        "LAYER": lambda value: _of_kind("LAYERS", value, str, "names of layers, as ['layer2', 'layer3']"),
+        "SIZE": lambda value: whole_number("SIZES", value, 1),
+        "PERCENTAGE": lambda value: _of_kind("PERCENTAGE", value, Real, "a share, as 0.1"),
+        "N": lambda value: whole_number("N", value, 1),
+        "DIGITS": lambda value: whole_number("DIGITS", value, 0),
+    }
+    lists = {"CATEGORIES": "CATEGORY", "METRICS": "METRIC", "LAYERS": "LAYER", "SIZES": "SIZE"}
+    for name, value in parameters.items():
+        for one in _listed(name, value) if name in lists else [value]:
+            kinds[lists.get(name, name)](one)
+
+
+def _of_kind(name: str, value: object, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise pk.SettingsError(f"{name} is {value!r}: give {what}")
+
+
+# results by data and settings
+
+
+def run_folder(
+    project: str,
+    data: Path,
+    backbone: str = "starter",
+    layers: Sequence[str] = LAYERS,
+    percentage: float = PERCENTAGE,
+    resize: int | tuple[int, int] = RESIZE,
+    imagesize: int = IMAGESIZE,
+) -> Path:
+    """The folder in experiments/PROJECT for results of this data with these settings: where they are, or a new one.
+
+    Names say what is in there, as sample-starter-112. Of task 1 the starter's with the published settings go to 0000,
+    if nothing is there.
+    """
+    wanted = data, backbone, layers, percentage, resize, imagesize
+    if there := [run for run in _runs(project) if _made_with(run, *wanted)]:
+        return there[0]
+    published = (backbone, tuple(layers), percentage, resize, imagesize) == (
+        "starter", LAYERS, PERCENTAGE, RESIZE, IMAGESIZE
+    )  # fmt: skip
+    first = Path("experiments", project, "0000")
+    if project == "step1" and published and not first.exists():
+        return first
+    parts = [data.resolve().name, backbone, "x".join(map(str, resize)) if isinstance(resize, tuple) else imagesize]
+    parts += [] if tuple(layers) == LAYERS else layers
+    parts += [] if percentage == PERCENTAGE else [f"{100 * percentage:g}percent"]
+    parts += [] if resize in (round(imagesize * 8 / 7), *parts) or isinstance(resize, tuple) else [f"of{resize}"]
+    names = (first.with_name(name) for name in numbered(file_name("-".join(map(str, parts)).replace("/", "-"))))
+    return next(folder for folder in names if not folder.exists())
+
+
+def _runs(project: str) -> list[Path]:
+    """The folders in experiments/PROJECT that say what they were made with, the newest last."""
+    files = sorted(Path("experiments", project).glob("*/settings.json"), key=lambda file: file.stat().st_mtime)
+    return [file.parent for file in files]
+
+
+def _made_with(
+    run: Path,
+    data: Path,
+    backbone: str,
+    layers: Sequence[str] | None = None,
+    percentage: float | None = None,
+    resize: int | tuple[int, int] | None = None,
+    imagesize: int | None = None,
+) -> bool:
+    """Whether a run is of this data and network, and of those settings that are given, all others as the tasks'."""
+    try:
+        made = _settings(run)
+        names = trained_categories(run) if (run / "results.csv").is_file() else []
+    except pk.ResultsError as error:
+        print(error)
+        return False
+    wanted = {"data": data.resolve().name, "percentage": percentage, "resize": resize, "imagesize": imagesize}
+    wanted |= {"sampler": "approx_greedy_coreset", "scoring": "distance", "seed": 0}
+    wanted = {key: value for key, value in json.loads(json.dumps(wanted)).items() if value is not None}
+    networks = [one[:2] if layers else one[:1] for one in made.get("backbones", [])]
+    return (
+        {key: made.get(key) for key in wanted} == wanted
+        and networks == [[backbone, list(layers)] if layers else [backbone]]
+        and set(names) <= set(pk.list_categories(data))
+    )
+
+
+def task1_run(data: Path, backbone: str = "starter") -> Path:
+    """The results of task 1 that the later tasks take: at the published settings, else the newest of this network.
+
+    Says which others there are. Where there are none, the folder is that which task 1 would make.
+    """
+    published = run_folder("step1", data, backbone)
+    there = [run for run in _runs("step1") if _made_with(run, data, backbone)]
+    chosen = published if published in there or not there else there[-1]
+    if others := [str(run) for run in there if run != chosen]:
+        print(f"results of {chosen}; there are also {', '.join(others)}: RUN = {others[0]!r} takes another")
+    return chosen
+
+
+def evaluation_folder(run: Path | str) -> Path:
+    """Where the models of a run are evaluated: in a folder of its name."""
+    return Path("evaluation", Path(run).name)
 
 
 def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu: Sequence[int] = ()) -> Path:
@@ -177,9 +328,7 @@ def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu
     name = data.resolve().name  # as the script records it
     made_from = _settings(run).get("data", name)
     if made_from != name:
-        raise pk.ResultsError(
-            f"{run} was made from {short(made_from)}, not {name}: rename that folder, or set RUN to another"
-        )
+        raise pk.ResultsError(f"{run} was made from {short(made_from)}, not {name}: set RUN to another folder")
     missing = set(pk.list_categories(data)) - set(trained_categories(run))
     if missing:
         print(f"{run} has no {', '.join(sorted(missing))}: task 1 adds them")
@@ -188,7 +337,11 @@ def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu
 
 def trained_categories(run: Path) -> list[str]:
     """The categories of a run that are done. Raises ResultsError if it has no table."""
-    return [name.removeprefix("mvtec_") for name in pk.read_results(run / "results.csv").index.drop("Mean")]
+    return [_category(row) for row in pk.read_results(run / "results.csv").index.drop("Mean")]
+
+
+def _category(row: str) -> str:
+    return row.removeprefix("mvtec_")
 
 
 def with_test_images(data: Path, categories: Sequence[str]) -> list[str]:
@@ -237,32 +390,35 @@ def train_at_sizes(
     project: str = "step7",
     backbone: str = "wideresnet50",
     weights: str | None = None,
-    percentage: float = 0.1,
+    percentage: float = PERCENTAGE,
     gpu: Sequence[int] = (),
 ) -> pd.DataFrame:
-    """Task 1's script at each image size, into experiments/<project>/<size> -> all their results in one table.
+    """Task 1's script at each image size, into folders of experiments/PROJECT -> all their results in one table.
 
     Images are resized to 8/7 of the size and cut, as 256 and 224. What is done already is skipped.
-    Raises ResultsError if it cannot be trained, or those folders hold results of other settings.
+    Raises SettingsError for sizes or categories that are no list, ResultsError if it cannot be trained.
     """
     tables = []
-    for size in sizes:
-        options = {"log_project": project, "log_group": size, "resize": round(size * 8 / 7), "imagesize": size}
-        network = {"backbone": backbone, "weights": weights, "percentage": percentage, "gpu": gpu}
-        _call(run_patchcore, get_train_args(data, categories, **options, **network, save_models=False, resume=True))
-        table = pk.read_results(Path("experiments") / project / str(size) / "results.csv")
-        rows = table.loc[[f"mvtec_{category}" for category in categories]]
+    for size in _listed("sizes", sizes):
+        seen = {"percentage": percentage, "resize": round(size * 8 / 7), "imagesize": size}
+        run = run_folder(project, data, backbone, **seen)
+        print(f"{size} x {size} pixels, {run}")
+        options = {"log_project": project, "log_group": run.name, "backbone": backbone, "weights": weights, "gpu": gpu}
+        _call(run_patchcore, get_train_args(data, categories, **options, **seen, save_models=False, resume=True))
+        rows = pk.read_results(run / "results.csv").loc[[f"mvtec_{category}" for category in categories]]
         tables.append(rows.assign(category=list(categories), size=size))
     return pd.concat(tables, ignore_index=True)
 
 
 def _call(command: click.Command, args: Sequence[str]) -> None:
+    """A script whose results are read at once: its table is not shown."""
     try:
-        command.main(args, standalone_mode=False)
+        with redirect_stdout(io.StringIO()):
+            command.main(args, standalone_mode=False)
     except click.ClickException as error:
-        refused = isinstance(error.__cause__, pk.SettingsError)
-        hint = " (in a notebook: rename that folder, or change the parameters)" if refused else ""
-        raise pk.ResultsError(error.message + hint) from None
+        if error.exit_code == 130:
+            raise KeyboardInterrupt from None
+        raise pk.ResultsError(error.message) from None
 
 
 def _settings(folder: Path) -> dict:
@@ -299,22 +455,43 @@ def first_known(table: pd.DataFrame, *columns: str) -> str:
 def pick_category(table: pd.DataFrame, *metrics: str, worst: bool = False) -> str:
     """The category that is best, or worst, by the first of these metrics that a results table has values of.
 
-    Says so if that is not the first metric, and which categories are tied with it: those that the intervals do not tell
-    from it. If there are values of none, takes the first category.
+    Of errors and costs the lowest is best. Says so if that is not the first metric, and which categories are tied with
+    it: those that the intervals do not tell from it. If there are values of none, takes the first category. Raises
+    SettingsError for what is no metric.
     """
     rows = table.drop(index="Mean", errors="ignore")
+    for metric in metrics:
+        check_choice("metric", metric, rows.select_dtypes("number").columns)
     known = next((metric for metric in metrics if rows[metric].notna().any()), None)
     if known != metrics[0]:
         print(f"{metrics[0]} is not defined: {f'chosen by {known}' if known else 'the first category is taken'}")
     ranked = rows[known] if known else pd.Series(0, rows.index)  # all alike, so the first
-    name = ranked.idxmin() if worst else ranked.idxmax()
+    lowest = worst != (known in LOWER_IS_BETTER)
+    name = ranked.idxmin() if lowest else ranked.idxmax()
     if others := pk.tied(table, known, name) if known else []:
-        names = ", ".join(other.removeprefix("mvtec_") for other in others)
-        end = "lowest" if worst else "highest"
-        print(
-            f"{name.removeprefix('mvtec_')} has the {end} {known}, but by the intervals of 95 % it is tied with {names}"
-        )
-    return name.removeprefix("mvtec_")
+        names = ", ".join(map(_category, others))
+        end = "lowest" if lowest else "highest"
+        print(f"{_category(name)} has the {end} {known}, but by the intervals of 95 % it is tied with {names}")
+    return _category(name)
+
+
+def examples_of(predictions: pk.Predictions, by: str, n: int, *, worst: bool = False) -> pd.DataFrame:
+    """Rows of the table of predictions: the n best defective images by a column of it, then the n best good ones.
+
+    Or the worst, which are missed or faintest defects, and false alarms: of a defective image a low value is bad, of a
+    good one a high one, but for its margin. Where a kind of images has no values of the column, as good ones of iou, it
+    is ranked by the score, and where nothing is known of any the highest scores are the worst.
+    Raises SettingsError for what is no column of numbers.
+    """
+    table = predictions.table()
+    check_choice("EXAMPLE_METRIC", by, table.select_dtypes("number").columns.drop("label").union(["margin", "iou"]))
+    parts = []
+    for label, rows in table.groupby("label", sort=False):
+        column = by if by in rows and rows[by].notna().any() else "score"
+        low_is_bad = label == 1 or column == "margin"
+        parts.append(rows.sort_values(column, ascending=low_is_bad == worst, kind="stable").head(n))
+    order = sorted(parts, key=lambda rows: -rows["label"].iloc[0])
+    return pd.concat(order) if order else table
 
 
 def say_thresholds(predictions: pk.Predictions) -> None:
@@ -325,6 +502,28 @@ def say_thresholds(predictions: pk.Predictions) -> None:
         return
     print(f"look above {known.look}")
     print(f"defective above {known.defective}")
+
+
+def teaching_category(
+    data: Path, page: int = 0, run: Path | str | None = None, names: Sequence[str] | None = None
+) -> str:
+    """The category to look at on a page: nearly right, so that there are errors to see, another on each page.
+
+    That is an image AUROC of .9 to .97, the nearest to .94 first: by the results of a run if it has any, else as
+    published of MVTec AD, or measured of the sample data. Where none is in that range it is the nearest, and without
+    any results the first. names: to choose from; all of the data if None.
+    """
+    names = list(names or pk.list_categories(data))
+    if run and Path(run, "results.csv").is_file():
+        known = pk.read_results(Path(run, "results.csv"))["instance_auroc"].rename(_category)
+    elif set(names) <= set(SAMPLE_AUROC):
+        known = pd.Series(SAMPLE_AUROC)
+    else:
+        known = pk.published_results()["instance_auroc"].rename(_category)
+    known = known.reindex(names).dropna()
+    order = (known - 0.94).abs().sort_values(kind="stable").index
+    good = [name for name in order if 0.9 <= known[name] <= 0.97] or list(order[:1]) or names[:1]
+    return good[page % len(good)]
 
 
 def example_of(category: pk.Category) -> pk.Sample:
@@ -363,8 +562,3 @@ def _photographs(folder: Path | str) -> list[pk.Sample]:
     folder = user_path(folder)
     there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     return pk.load_folder(folder) if there else []
-
-
-def check(holds: bool, hint: str) -> None:
-    """Say whether an answer is right; if not, give a hint."""
-    print("Right." if holds else f"Not yet: {hint}")

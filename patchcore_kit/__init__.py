@@ -26,9 +26,10 @@ if TYPE_CHECKING:  # for editors; at run time each module is loaded when a name 
     from patchcore_kit.files import work_folder
     from patchcore_kit.image_cache import ImageCache
     from patchcore_kit.memory_bank import MemoryBank
+    from patchcore_kit.metrics import METRICS
     from patchcore_kit.patches import embed
     from patchcore_kit.plots import save_segmentation_images
-    from patchcore_kit.predictions import METRICS, Predictions, evaluate
+    from patchcore_kit.predictions import Predictions, evaluate
     from patchcore_kit.reference_format import find_models
     from patchcore_kit.results import COSTS, published_results, read_results, tied
     from patchcore_kit.sample_data import draw_sample_data
@@ -44,9 +45,10 @@ _NAMES = {
     "files": ("work_folder",),
     "image_cache": ("ImageCache",),
     "memory_bank": ("MemoryBank",),
+    "metrics": ("METRICS",),
     "patches": ("embed",),
     "plots": ("save_segmentation_images",),
-    "predictions": ("METRICS", "Predictions", "evaluate"),
+    "predictions": ("Predictions", "evaluate"),
     "reference_format": ("find_models",),
     "results": ("COSTS", "published_results", "read_results", "tied"),
     "sample_data": ("draw_sample_data",),

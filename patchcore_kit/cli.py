@@ -91,10 +91,12 @@ def _sentence(command: Callable) -> Callable:
         except KitError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            raise click.ClickException(
+            stopped = click.ClickException(
                 "stopped: finished categories are kept, the same command with --resume goes on (if it has made "
                 "a folder with a number, with that as --log_group)"
-            ) from None
+            )
+            stopped.exit_code = 130  # as a shell's after Ctrl-C
+            raise stopped from None
         except OSError as error:  # a file that the system refuses, wherever it is
             if error.filename is None:
                 raise
@@ -144,7 +146,9 @@ def _steps(collected: Sequence[dict], wanted: Sequence[str]) -> dict:
 
 def _log() -> None:
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("patchcore_kit").setLevel(logging.INFO)
+    kit = logging.getLogger("patchcore_kit")
+    if kit.level == logging.NOTSET:  # a notebook wants less
+        kit.setLevel(logging.INFO)
 
 
 def _report(results: Results, outputs: Outputs) -> None:
@@ -154,7 +158,7 @@ def _report(results: Results, outputs: Outputs) -> None:
     click.echo(shown.to_string(float_format=lambda v: f"{v:.3f}", na_rep=""))
     for reason in dict.fromkeys(table["undefined"].dropna()):
         if reason:
-            click.echo(f"empty columns: {reason}")
+            click.echo(f"not defined, or not whole: {reason}")
     click.echo(
         f"\nweights: {', '.join(dict.fromkeys(table['weights'].dropna()))}; "
         f"mask rule: {', '.join(dict.fromkeys(table['mask_rule'].dropna()))}"

@@ -8,8 +8,10 @@ matrix, `approx_greedy_coreset` from the mean distance to ten random rows, which
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from patchcore_kit.errors import SettingsError, check_choice, whole_number
 from patchcore_kit.patches import PatchRows, products
 from patchcore_kit.progress import Line, line_of
 
-SAMPLERS = ("identity", "greedy_coreset", "approx_greedy_coreset", "random")
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
 FEWEST = 512  # in the first passes, which keep few
 BLOCK = 1024  # rows compared with a pass's choices at a time: the distances then stay in the processor's cache
@@ -26,6 +27,51 @@ ROWS = 2**14  # rows projected, or gathered, at a time
 PIVOTS = 500  # choices after which the triangle inequality is asked what can be left out
 SHELL = 64  # rows that are left out together
 PRODUCTS = 2**18  # distances computed at a time after that
+
+
+Chosen = tuple[np.ndarray, torch.Tensor | None]
+"""(k,) indices, and (n,) squared distances of each row to the nearest that is kept, where the sampler knows them."""
+
+
+def _every(rows: torch.Tensor | None, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
+    return np.arange(n), None
+
+
+def _random(rows: torch.Tensor | None, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
+    return np.random.default_rng(seed).choice(n, k, replace=False), None
+
+
+def _greedy(rows: torch.Tensor, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
+    if bank:
+        return _k_center(rows[bank:], k, None, progress, rows[:bank])
+    return _k_center(rows, k, _matrix_row_norms(rows), progress)
+
+
+def _approx_greedy(rows: torch.Tensor, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
+    if bank:
+        return _greedy(rows, bank, n, k, seed, progress)
+    return _k_center(rows, k, _mean_distances(rows, None, seed), progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """choose: (rows, bank, n, k, seed, progress) -> k of the n rows behind the `bank` rows that are kept already.
+
+    compares: whether it looks at the rows, (bank + n, d) as `project` makes them; else it is given None.
+    """
+
+    choose: Callable[[torch.Tensor | None, int, int, int, int, bool | Line], Chosen]
+    compares: bool = True
+
+
+SAMPLERS = MappingProxyType(
+    {
+        "identity": Sampler(_every, compares=False),
+        "greedy_coreset": Sampler(_greedy),
+        "approx_greedy_coreset": Sampler(_approx_greedy),
+        "random": Sampler(_random, compares=False),
+    }
+)
 
 
 def check(sampler: str, percentage: float, projection: int | None) -> None:
@@ -55,7 +101,7 @@ def select(
     """
     check(sampler, percentage, projection)
     projected = None
-    if "greedy" in sampler:
+    if SAMPLERS[sampler].compares:
         features = torch.as_tensor(features) if isinstance(features, np.ndarray) else features
         projected = project(features, projection, seed)
     return select_first(sampler, projected, len(features), percentage, seed=seed, progress=progress)[0]
@@ -70,21 +116,15 @@ def select_first(
     seed: int = 0,
     progress: bool | Line = True,
 ) -> tuple[np.ndarray, torch.Tensor | None]:
-    """What `project` makes of n rows, (n, d), which the greedy samplers need -> (k,) indices, as `select`.
+    """What `project` makes of n rows, (n, d), None but for samplers that compare -> (k,) indices, as `select`.
 
     And (n,) the squared distance of each row to the nearest that is kept, -inf of these; None but for the greedy ones.
     Raises SettingsError for a percentage that would keep no row.
     """
-    if sampler == "identity":
-        return np.arange(n), None
-    k = int(n * percentage)
+    k = n if sampler == "identity" else int(n * percentage)
     if k == 0:
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
-    if sampler == "random":
-        return np.random.default_rng(seed).choice(n, k, replace=False), None
-    if sampler == "greedy_coreset":
-        return _k_center(projected, k, _matrix_row_norms(projected), progress)
-    return _k_center(projected, k, _mean_distances(projected, None, seed), progress)
+    return SAMPLERS[sampler].choose(projected, 0, n, k, seed, progress)
 
 
 def select_more(
@@ -101,11 +141,7 @@ def select_more(
 
     The greedy samplers go on from where the bank is: the row farthest from all that are kept comes next.
     """
-    if sampler == "identity":
-        return np.arange(n), None
-    if sampler == "random":
-        return np.random.default_rng(seed).choice(n, k, replace=False), None
-    return _k_center(projected[bank:], k, None, progress, projected[:bank])
+    return SAMPLERS[sampler].choose(projected, bank, n, k, seed, progress)
 
 
 def project(

@@ -36,7 +36,7 @@ from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
 from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reasons import Evidence
-from patchcore_kit.scoring import SCORINGS, draw_maps, image_scores, relative
+from patchcore_kit.scoring import SCORINGS, draw_maps
 from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
 
 LOGGER = logging.getLogger(__name__)
@@ -200,8 +200,13 @@ class PatchCore:
         self.sizes_, self.appearance_, self.near_, self.held_out_ = np.zeros((0, 2), dtype=np.int64), None, None, None
 
     @property
+    def _relative(self) -> bool:
+        """Whether scores take the spacing of the bank's rows."""
+        return SCORINGS[self.scoring].patch is not None
+
+    @property
     def _projects(self) -> bool:
-        return self.scoring == "density" or "greedy" in self.sampler or self.contamination > 0
+        return self._relative or coreset.SAMPLERS[self.sampler].compares or self.contamination > 0
 
     def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
         maps = self._feature_maps(samples, "embed training images", notes, line, passing)
@@ -226,7 +231,7 @@ class PatchCore:
         self, projected: torch.Tensor | None, kept: np.ndarray, dimension: int, notes: Notes
     ) -> np.ndarray | None:
         """(M,) spacing of the rows that are kept of all patches; None where scores are not relative to it."""
-        if self.scoring != "density":
+        if not self._relative:
             return None
         bank = projected[torch.from_numpy(kept).to(projected.device)]
         self.near_ = memory_bank.nearby(bank, projected, self.seed)
@@ -236,7 +241,7 @@ class PatchCore:
         self, projected: torch.Tensor, old: int, spare: int, chosen: np.ndarray, dimension: int, notes: Notes
     ) -> np.ndarray | None:
         """The same after rows have been chosen of the patches behind the old ones: a reserve, and then new ones."""
-        if self.scoring != "density":
+        if not self._relative:
             return None
         places = torch.from_numpy(np.concatenate([np.arange(old), old + chosen])).to(projected.device)
         bank = projected[places]
@@ -299,7 +304,7 @@ class PatchCore:
             strangest = held.distances.mean(axis=2)[np.arange(len(held))[:, None], held.cells].argmax(axis=1)
             rows = held.rows[np.arange(len(held)), strangest].astype(np.float32)
             nearest = held.nearest[np.arange(len(held)), held.cells[np.arange(len(held)), strangest]]
-            scores.append(image_scores(patches, self.scoring) * self._factor(rows, nearest))
+            scores.append(SCORINGS[self.scoring].image(patches) * self._factor(rows, nearest))
             peaks.append(draw_maps(patches, self.transform.size).max(axis=(1, 2)))
         scores, peaks = np.concatenate(scores), np.concatenate(peaks)
         scores[scores < NOTHING * scores.max(initial=0)] = 0
@@ -337,7 +342,7 @@ class PatchCore:
 
     @torch.inference_mode()
     def _extend(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
-        unknown = self._fitted().images is None or (self.scoring == "density" and self.near_ is None)
+        unknown = self._fitted().images is None or (self._relative and self.near_ is None)
         if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
             raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
         if not samples:
@@ -435,7 +440,7 @@ class PatchCore:
         """(B*h*w, D) rows of `count` images -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
         distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
         patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
-        scores = image_scores(patches, self.scoring)
+        scores = SCORINGS[self.scoring].image(patches)
         if not (scores < np.finfo(np.float32).max).all():  # which FAISS gives where it finds none; NaN is not less
             raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
         if self.reweight:
@@ -446,8 +451,8 @@ class PatchCore:
 
     def _patch_scores(self, distances: np.ndarray, nearest: np.ndarray, count: int) -> np.ndarray:
         """Squared distances and the nearest rows of `count` images' patches -> (B, h, w)."""
-        if self.scoring == "density":
-            distances = relative(distances, nearest, self.bank_.spacing)
+        if self._relative:
+            distances = SCORINGS[self.scoring].patch(distances, nearest, self.bank_.spacing)
         return distances.reshape(count, *self.grid_)
 
     def _factor(self, test: np.ndarray, nearest: np.ndarray) -> np.ndarray | float:
@@ -760,7 +765,7 @@ class PatchCore:
             detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
             if detector.calibration_ is None:
                 LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
-            spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector.scoring == "density" else {}
+            spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector._relative else {}
             detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
         return detector
 
@@ -778,8 +783,9 @@ class PatchCore:
             return saved.arrays["spacing"]
         if saved.extras.get("sampler") != "identity":
             raise ModelError(
-                f"the model in {folder} does not know how far apart good patches lie: density scores need a model that "
-                "was trained with scoring='density', or one whose bank has all patches (sampler identity)"
+                f"the model in {folder} does not know how far apart good patches lie: {self.scoring} scores need a "
+                f"model that was trained with scoring={self.scoring!r}, or one whose bank has all patches (sampler "
+                "identity)"
             )
         rows = torch.from_numpy(saved.rows)
         projected = coreset.project(rows, self.projection, self.seed)

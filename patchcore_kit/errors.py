@@ -57,7 +57,7 @@ def short(text: object, most: int = 100) -> str:
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raises SettingsError unless a setting is one of its choices."""
-    if value not in choices:
+    if value not in (choices := tuple(choices)):  # also what no dict could be asked for
         raise SettingsError(f"unknown {what} {value!r}: there are {', '.join(choices)}")
 
 

@@ -24,8 +24,9 @@ from patchcore_kit.ensemble import PatchCoreEnsemble
 from patchcore_kit.errors import DataError, ResultsError, SettingsError
 from patchcore_kit.files import checksum, claimed, printable, run_name, tidy, user_path, writing
 from patchcore_kit.masks import mask_files
+from patchcore_kit.metrics import INTERVALS, METRICS
 from patchcore_kit.plots import check_pictures, save_segmentation_images
-from patchcore_kit.predictions import COLUMNS, INTERVALS, METRICS, evaluate
+from patchcore_kit.predictions import COLUMNS, evaluate
 from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reference_format import FILES, check_replaceable
 from patchcore_kit.results import COSTS, Results

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 
+METRICS = (  # what results.csv has of each category and figures show, in this order; from 0 to 1
+    "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
+    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1", "full_pro_5",
+)  # fmt: skip
+INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1") for end in ("low", "high"))
 PRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated, as MVTec AD's authors do
 STRICT_PRO_LIMIT = 0.05  # and those of MVTec AD 2
 NORMAL = 1.96  # deviations of 95 %
@@ -89,13 +94,12 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray, seed: int | None = 0) 
     defective = labels[order] == 1
     curves = Curves.of(scores[order], defective)
     threshold, f1 = curves.best_f1()
-    values = {"instance_auroc": curves.auroc(), "instance_ap": curves.average_precision()}
+    values = _of_images(curves)
     if seed is not None:
         resampled = []
         for weights in _resamples(defective, seed):
             true, false = np.cumsum(weights * defective)[curves.ends], np.cumsum(weights * ~defective)[curves.ends]
-            again = Curves(curves.thresholds, true, false, curves.ends)
-            resampled.append({"instance_auroc": again.auroc(), "instance_ap": again.average_precision()})
+            resampled.append(_of_images(Curves(curves.thresholds, true, false, curves.ends)))
         rarer = int(min(defective.sum(), (~defective).sum()))
         values |= _intervals(values, resampled, rarer, len(scores))
     return values | {
@@ -137,6 +141,13 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, seed: int | None = 0) -> 
             resampled.append(again)
         metrics |= _intervals(metrics, resampled, int(defective.sum()))
     return metrics | {"full_pixel_f1": f1, "pixel_threshold": threshold}
+
+
+def _of_images(curves: Curves) -> dict[str, float]:
+    return {
+        "instance_auroc": curves.auroc(),
+        "instance_ap": curves.average_precision(),
+    }
 
 
 def _of_all(curves: Curves, overlap: np.ndarray) -> dict[str, float]:

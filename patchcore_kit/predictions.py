@@ -12,22 +12,18 @@ from patchcore_kit.arrays import read_arrays
 from patchcore_kit.calibration import Calibration, Threshold
 from patchcore_kit.errors import ResultsError, short
 from patchcore_kit.files import user_path, writing
-from patchcore_kit.metrics import image_metrics, pixel_metrics
+from patchcore_kit.metrics import INTERVALS, METRICS, image_metrics, pixel_metrics
 from patchcore_kit.reasons import Evidence, Explanation
 from patchcore_kit.transforms import Transform
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = (
-    "instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "full_pro", "anomaly_pro",
-    "instance_ap", "full_pixel_ap", "instance_f1", "full_pixel_f1", "full_pro_5",
-)  # fmt: skip
 THRESHOLDS = ("image_threshold", "pixel_threshold", "image_false_alarms")
 ALARMS = ("alarm_false_alarms", "alarm_missed", "alarm_f1", "alarm_pixel_f1")  # at the thresholds from good images
 ALARM_THRESHOLDS = ("alarm_threshold", "defective_threshold", "alarm_threshold_pixel")
-COLUMNS = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS)  # all that is measured, in this order
-INTERVALS = tuple(f"{name}_{end}" for name in METRICS if not name.endswith("f1") for end in ("low", "high"))
+MASKS = ("masks", "empty_masks")  # of defective images: how many there are, and how many hold no pixel at this size
+COLUMNS = (*METRICS, *THRESHOLDS, *ALARMS, *ALARM_THRESHOLDS, *MASKS)  # all that is measured, in this order
 
 
 NONE = np.array((), dtype=str)
@@ -104,9 +100,16 @@ class Predictions:
             values |= pixel_metrics(self.maps, self.masks, seed)
             if "anomaly_pro" not in values:
                 undefined["anomaly"] = "needs good pixels in defective images"
+            if seed is not None and "full_pro_low" not in values:
+                undefined["interval"] = "of pixels need two images with a defect"
         values |= self._alarms(known)
-        if seed is not None and "pixel" not in undefined and "full_pro_low" not in values:
-            undefined["interval"] = "of pixels need two images with a defect"
+        if self.masks is not None:
+            masks = self.masks[self.labels == 1].any(axis=(1, 2))
+            values |= {"masks": len(masks), "empty_masks": int((~masks).sum())}
+            if values["empty_masks"] and "pixel" not in undefined:
+                undefined["pixel"] = (
+                    f"at this size {values['empty_masks']} of {len(masks)} masks are empty, whose defects do not count"
+                )
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
         names = COLUMNS if seed is None else (*COLUMNS, *INTERVALS)
         return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}

@@ -22,8 +22,8 @@ import pandas as pd
 
 from patchcore_kit.errors import ResultsError, SettingsError, short
 from patchcore_kit.files import read_json, user_path, writing
-from patchcore_kit.metrics import mean_interval
-from patchcore_kit.predictions import ALARMS, COLUMNS, INTERVALS, METRICS
+from patchcore_kit.metrics import INTERVALS, METRICS, mean_interval
+from patchcore_kit.predictions import ALARMS, COLUMNS
 
 LOGGER = logging.getLogger(__name__)
 

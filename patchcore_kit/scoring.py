@@ -6,14 +6,16 @@
 image's score is the largest mean of 3x3 neighbouring patches, for a defect is seldom seen by one patch alone.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
 
-SCORINGS = ("distance", "density")
 SMOOTHING = 4.0  # sigma of the Gaussian over an anomaly map, in pixels
 TYPICAL = 3  # times the mean spacing that is added to each row's: else a part's most uniform places drown the rest
 WINDOW = 3  # patches down and across whose mean makes the score of an image
@@ -24,15 +26,35 @@ def relative(distances: np.ndarray, nearest: np.ndarray, spacing: np.ndarray) ->
     return distances / (spacing[nearest] + TYPICAL * spacing.mean())
 
 
-def image_scores(patches: np.ndarray, scoring: str) -> np.ndarray:
-    """(B, h, w) patch scores -> (B,): the highest, or of "density" the highest mean of 3x3."""
-    return largest_mean(patches) if scoring == "density" else patches.reshape(len(patches), -1).max(axis=1)
+def largest(patches: np.ndarray) -> np.ndarray:
+    """(B, h, w) patch scores -> (B,)."""
+    return patches.reshape(len(patches), -1).max(axis=1)
 
 
 def largest_mean(patches: np.ndarray) -> np.ndarray:
     """(B, h, w) patch scores -> (B,): the largest mean of 3x3 neighbours, or of as many as there are."""
     window = [min(WINDOW, side) for side in patches.shape[1:]]
     return F.avg_pool2d(torch.from_numpy(patches)[:, None], window, stride=1).amax((1, 2, 3)).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """unit: what a score is, beside an axis. image: (B, h, w) patch scores -> (B,).
+
+    patch: squared distances, their nearest rows and the spacing of all rows -> patch scores; None: as they are.
+    """
+
+    unit: str
+    image: Callable[[np.ndarray], np.ndarray]
+    patch: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+SCORINGS = MappingProxyType(
+    {
+        "distance": Scoring("squared distance", largest),
+        "density": Scoring("relative distance", largest_mean, relative),
+    }
+)
 
 
 def draw_maps(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -168,6 +168,8 @@ def resolve(name: str) -> Source:
             )
         )
     config = timm.models.get_pretrained_cfg(architecture)
+    if config is None:  # a network that was registered with timm without saying anything of its weights
+        return Source(name, library, architecture)
     hub = config.hf_hub_id or ""
     url = config.url or ""
     tag = f".{config.tag}" if config.tag and (hub or url) else ""

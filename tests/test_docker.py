@@ -207,7 +207,7 @@ def lab(tmp_path):
         """What it printed until it answered or gave up, within half a minute."""
         log = tmp_path / f"lab{len(started)}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
-        port = f"JUPYTER_PORT={settings.pop('JUPYTER_PORT')}"  # as the README says
+        port = f"JUPYTER_PORT={settings.pop('JUPYTER_PORT')}"  # as docs/setup.md says
         command = ["make", "--old-file=.venv/ready", "lab", f"RUN={sys.executable}", port]
         with log.open("w") as output:
             started.append(
@@ -344,7 +344,8 @@ def student(engine, tmp_path_factory):
 @pytest.mark.docker
 def test_the_readmes_commands(student):
     """As they stand there, but for `up`: in the background, and with a GPU only as far as it is checked without one."""
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    pages = ("README.md", "docs/setup.md")
+    readme = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in pages)
     commands = re.findall(r"^```sh\n((?:docker|printf) .*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert len(commands) == 4
     script = "".join(commands).replace("gpu.yaml up", "gpu.yaml config")

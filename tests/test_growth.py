@@ -9,6 +9,7 @@ import patchcore_kit as pk
 from patchcore_kit import coreset, growth
 from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchRows, products
+from patchcore_kit.progress import Line
 
 SMALL = {"resize": (112, 112), "progress": False}
 
@@ -28,7 +29,9 @@ def train(tmp_path_factory):
 
 
 def projected_rows(detector, samples):
-    rows = PatchRows(detector.embedding, detector._feature_maps(samples, "", Notes(), lambda images: None), "float32")
+    rows = PatchRows(
+        detector.embedding, detector._feature_maps(samples, "", Notes(), Line(False), lambda images: None), "float32"
+    )
     return coreset.project(rows, detector.projection, detector.seed)
 
 

@@ -57,7 +57,7 @@ def test_start_says_what_there_is(work, sample_root, monkeypatch, capsys):
 
 def test_a_run_is_made_once_and_evaluated_once(work, capsys):
     data, _ = utils.start()
-    run = utils.find_or_train(data, utils.task1_folder("starter"))
+    run = utils.find_or_train(data, utils.task1_run(data))
     assert "trained now, with starter" in capsys.readouterr().out
     assert list(pk.read_results(run / "results.csv").index) == ["mvtec_pill", "mvtec_screw", "mvtec_weave", "Mean"]
     assert set(pk.read_results(run / "results.csv")["weights"].dropna()) == {"starter"}
@@ -94,10 +94,10 @@ def test_another_backbone_is_one_word(work, resnet18_file, monkeypatch):
     """Its results lie beside the starter's, and are found where the starter's are found."""
     monkeypatch.setenv("PATCHCORE_WEIGHTS", str(resnet18_file.parent))
     data, _ = utils.start()
-    runs = [utils.find_or_train(data, utils.task1_folder(name), backbone=name) for name in ("starter", "resnet18")]
-    assert runs == [Path("experiments/step1/0000"), Path("experiments/step1/resnet18")]
+    runs = [utils.find_or_train(data, utils.task1_run(data, name), backbone=name) for name in ("starter", "resnet18")]
+    assert runs == [Path("experiments/step1/0000"), Path("experiments/step1/sample_small-resnet18-224")]
     for run, weights in zip(runs, ("starter", "resnet18.pth"), strict=True):
-        evaluated = pk.read_results(utils.find_or_evaluate(data, run) / "results.csv")
+        evaluated = pk.read_results(utils.find_or_evaluate(data, run, utils.evaluation_folder(run)) / "results.csv")
         assert set(evaluated["weights"].dropna()) == {weights}
 
 
@@ -125,7 +125,7 @@ def test_data_behind_a_link(work, sample_root, monkeypatch):
 
 def test_a_run_of_other_data_is_not_mistaken_for_this(work, sample_root):
     run = utils.find_or_train(utils.start()[0], "experiments/step1/0000")
-    with pytest.raises(pk.ResultsError, match="was made from sample_small, not sample: rename that folder"):
+    with pytest.raises(pk.ResultsError, match="was made from sample_small, not sample: set RUN to another folder"):
         utils.find_or_train(sample_root, run)
 
 
@@ -140,22 +140,150 @@ def test_sizes_come_back_in_one_table(work):
     assert (table["peak_mb"] > 100).all()
     again = utils.train_at_sizes(data, ["pill"], [56], **options)  # done before: nothing is trained
     assert again["fit_seconds"].tolist() == table["fit_seconds"].tolist()[:1]
-    with pytest.raises(pk.ResultsError, match="rename that folder, or change the parameters"):
-        utils.train_at_sizes(data, ["pill"], [56], **(options | {"percentage": 0.1}))
-    with pytest.raises(pk.ResultsError, match="give a weights file") as caught:
+    more = utils.train_at_sizes(data, ["pill"], [56], **(options | {"percentage": 0.1}))  # in a folder of its own
+    assert more["bank_rows"].tolist() == [19]
+    names = {path.name for path in Path("experiments/step7").iterdir()}
+    assert names == {f"sample_small-resnet18-{end}" for end in ("56-5percent", "112-5percent", "56")}
+    with pytest.raises(pk.ResultsError, match="give a weights file"):
         utils.train_at_sizes(data, ["pill"], [28], **(options | {"weights": "nowhere.pth"}))
-    assert "rename" not in str(caught.value)
+    for sizes in (56, [], "56"):
+        with pytest.raises(pk.SettingsError, match="sizes is "):
+            utils.train_at_sizes(data, ["pill"], sizes, **options)
+
+
+def test_results_lie_by_data_and_settings(work, sample_root, capsys):
+    """Another size, other data: each has a folder, which is found again, and the later tasks choose."""
+    data, _ = utils.start()
+
+    def train(data, names, **settings):
+        run = utils.run_folder("step1", data, **settings)
+        args = utils.get_train_args(data, names, log_group=run.name, backbone="starter", resume=True, **settings)
+        with utils.commandline_args(*args), pytest.raises(SystemExit) as end:
+            utils.run_patchcore()
+        utils.ended(end.value)
+        return run
+
+    assert utils.task1_run(data) == Path("experiments/step1/0000")  # to be made
+    small = train(data, ["pill"], resize=64, imagesize=56)
+    assert small == Path("experiments/step1/sample_small-starter-56")
+    capsys.readouterr()
+    assert utils.task1_run(data) == small and capsys.readouterr().out == ""  # there is nothing else
+    first = train(data, ["pill"])
+    other = train(sample_root, ["weave"])
+    odd = train(data, ["pill"], resize=80, imagesize=56, percentage=0.05, layers=("layer2",))
+    assert [run.name for run in (first, other, odd)] == [
+        "0000", "sample-starter-224", "sample_small-starter-56-layer2-5percent-of80"
+    ]  # fmt: skip
+    assert utils.run_folder("step1", data, resize=64, imagesize=56) == small  # found again
+    assert train(data, ["screw"], resize=64, imagesize=56) == small
+    assert utils.trained_categories(small) == ["pill", "screw"]
+    capsys.readouterr()
+    assert utils.task1_run(data) == first
+    said = capsys.readouterr().out
+    assert said.startswith(f"results of {first}; there are also {small}") or f"also {odd}" in said
+    assert utils.task1_run(sample_root) == other and capsys.readouterr().out == ""
+    (small / "settings.json").write_text("{")
+    assert utils.run_folder("step1", data, resize=64, imagesize=56).name == f"{small.name}_2"
+    assert "remove it, or move its folder away" in capsys.readouterr().out
+
+
+def test_other_data_of_the_same_name_is_told_by_its_categories(work, drawn, tmp_path):
+    data, _ = utils.start()
+    first = utils.find_or_train(data, utils.run_folder("step1", data))
+    other = tmp_path / "elsewhere/sample_small"
+    shutil.copytree(data / "pill", other / "nut")
+    assert utils.run_folder("step1", other) == first.with_name("sample_small-starter-224")
+
+
+WRONG = {
+    "CATEGORIES": {
+        "pill": "write \\['pill'\\]",
+        (): "is an empty list",
+        ("pil",): "unknown category 'pil'",
+        None: "no list",
+    },
+    "CATEGORY": {"pil": "unknown category 'pil': there are pill, screw, weave", 3: "unknown category 3"},
+    "SIZES": {
+        224: r"SIZES is 224, which is no list: write \[224\]",
+        (): "empty",
+        ("224",): "whole number",
+        (0,): "from 1",
+    },
+    "METRIC": {"auroc": "unknown metric 'auroc': there are instance_auroc", ("instance_auroc",): "unknown metric"},
+    "METRICS": {"instance_auroc": "no list", ("auroc",): "unknown metric"},
+    "BACKBONE": {5: "the name of a network", ("starter",): "the name of a network"},
+    "LAYERS": {"layer2": "no list", (2,): "names of layers"},
+    "PERCENTAGE": {"0.1": "a share, as 0.1"},
+    "N": {0: "whole number from 1", "5": "whole number", 2.5: "whole number"},
+    "DIGITS": {-1: "whole number from 0", "3": "whole number"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_parameters_of_the_wrong_kind(name, work):
+    data, _ = utils.start()
+    right = {"CATEGORIES": ["pill"], "CATEGORY": "", "SIZES": [112], "METRIC": "alarm_missed", "BACKBONE": "starter"}
+    right |= {"METRICS": ["full_pro"], "LAYERS": ("layer2",), "PERCENTAGE": 0.1, "N": np.int64(5), "DIGITS": 0}
+    utils.check_parameters(data, **right)
+    for value, said in WRONG[name].items():
+        with pytest.raises(pk.SettingsError, match=said) as caught:
+            utils.check_parameters(data, **(right | {name: value}))
+        assert str(caught.value).count(". ") == 0
+
+
+def test_no_list_of_categories_is_no_command():
+    for categories in ("pill", [], None):
+        with pytest.raises(pk.SettingsError, match="categories is "):
+            utils.get_train_args("data", categories)
+        with pytest.raises(pk.SettingsError, match="categories is "):
+            utils.get_evaluate_args("data", categories, "models")
+    with pytest.raises(pk.SettingsError, match="layers is 'layer2'"):
+        utils.get_train_args("data", ["pill"], layers="layer2")
+
+
+def test_how_a_script_has_ended(capsys):
+    utils.ended(SystemExit(0))
+    assert capsys.readouterr().out == "Done.\n"
+    for code, said in {130: "Stopped. Run the cell again to go on.", 1: "It failed", 2: "It failed"}.items():
+        with pytest.raises(pk.KitError, match=said):
+            utils.ended(SystemExit(code))
+
+
+@pytest.mark.parametrize(
+    ("auroc", "pages"),
+    [
+        ({"a": 1.0, "b": 0.95, "c": 0.91, "d": 0.5}, "bcbc"),  # those from .9 to .97, the nearest to .94 first
+        ({"a": 1.0, "b": 0.98, "c": 0.7}, "bbbb"),  # none: the nearest
+        ({"a": None, "b": None}, "aaaa"),  # nothing known: the first
+    ],
+)
+def test_pages_show_categories_that_are_nearly_right(auroc, pages, tmp_path):
+    for name in auroc:
+        (tmp_path / "data" / name / "train").mkdir(parents=True)
+    table = pd.DataFrame({"instance_auroc": auroc}).add_prefix("mvtec_", axis="index").rename_axis("Row Names")
+    table.to_csv(tmp_path / "results.csv")
+    chosen = [utils.teaching_category(tmp_path / "data", page, tmp_path) for page in range(4)]
+    assert "".join(chosen) == pages
+    assert utils.teaching_category(tmp_path / "data") == "a"  # no results, and of no known data
+    assert utils.teaching_category(tmp_path / "data", 0, tmp_path, ["a"]) == "a"
+
+
+def test_pages_of_known_data(tmp_path):
+    for root, names in {"sample": utils.SAMPLE_AUROC, "mvtec": ("bottle", "cable", "capsule", "pill")}.items():
+        for name in names:
+            (tmp_path / root / name / "train").mkdir(parents=True)
+    assert [utils.teaching_category(tmp_path / "sample", page) for page in range(4)] == [
+        "weave",
+        "board",
+        "screw",
+        "weave",
+    ]
+    assert utils.teaching_category(tmp_path / "mvtec") == "pill"  # .967 as published
 
 
 def test_arguments_for_models_of_any_size():
     args = utils.get_evaluate_args("data", ["a"], "models", resize=None)
     assert "--resize" not in args and "--imagesize" not in args
-
-
-@pytest.mark.parametrize(("holds", "says"), [(True, "Right.\n"), (False, "Not yet: look again\n")])
-def test_check(holds, says, capsys):
-    utils.check(holds, "look again")
-    assert capsys.readouterr().out == says
 
 
 # data that lacks something
@@ -223,6 +351,32 @@ def test_categories_are_picked_by_what_is_known(capsys):
     assert capsys.readouterr().out == "full_pro is not defined: chosen by instance_f1\n"
     assert utils.pick_category(table, "full_pro", worst=True) == "a"
     assert capsys.readouterr().out == "full_pro is not defined: the first category is taken\n"
+    with pytest.raises(pk.SettingsError, match="unknown metric 'auroc': there are instance_f1"):
+        utils.pick_category(table, "auroc")
+    table["alarm_missed"] = [0.1, 0.5, 0.2, 0.3]  # of errors the least is best
+    assert [utils.pick_category(table, "alarm_missed", worst=worst) for worst in (True, False)] == ["b", "a"]
+
+
+def some_predictions(labels, scores):
+    maps = np.ones((len(labels), 4, 4), np.float32) * np.array(scores, np.float32)[:, None, None]
+    masks = np.zeros(maps.shape, bool)
+    masks[np.array(labels) == 1, 0, 0] = True
+    names = tuple(f"test/{'dent' if label == 1 else 'good'}/{i}.png" for i, label in enumerate(labels))
+    return pk.Predictions(maps.max(axis=(1, 2)), maps, np.array(labels), masks, names)
+
+
+def test_examples_are_defects_and_false_alarms():
+    some = some_predictions([0, 0, 0, 1, 1, 1], [1, 5, 2, 3, 9, 4])
+    for by in ("margin", "score", "map_max"):
+        assert utils.examples_of(some, by, 2, worst=True).index.tolist() == [3, 5, 1, 2], by
+        assert utils.examples_of(some, by, 2).index.tolist() == [4, 5, 0, 2], by
+    assert utils.examples_of(some, "iou", 1, worst=True)["label"].tolist() == [1, 0]  # good ones by their score
+    assert utils.examples_of(some, "iou", 9).index[3:].tolist() == [0, 2, 1]
+    unknown = some_predictions([-1, -1, -1], [1, 5, 2])
+    assert utils.examples_of(unknown, "margin", 2, worst=True).index.tolist() == [1, 2]
+    assert len(utils.examples_of(utils.no_predictions(), "margin", 2)) == 0
+    with pytest.raises(pk.SettingsError, match="unknown EXAMPLE_METRIC 'verdict': there are "):
+        utils.examples_of(some, "verdict", 2)
 
 
 def test_an_example_of_any_category(sample_root, capsys):
