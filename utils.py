@@ -31,6 +31,11 @@ from patchcore_kit.files import file_name, numbered, read_json, user_path
 from patchcore_kit.predictions import COLUMNS
 from patchcore_kit.weights import find, resolve
 
+# to this output, once it is on the page, and once more when Run All has ended; not when the notebook is opened again
+SCROLL = """
+const show = () => element.closest(".jp-Cell")?.scrollIntoView({block: "center"});
+if (Date.now() - %.0f < 9000) [200, 1000].forEach(wait => setTimeout(show, wait));
+"""
 STOPPED = "Stopped. Run the cell again to go on."
 LAYERS, PERCENTAGE, RESIZE, IMAGESIZE = ("layer2", "layer3"), 0.1, 256, 224  # the published settings
 LOWER_IS_BETTER = ("image_false_alarms", "alarm_false_alarms", "alarm_missed", *pk.COSTS)
@@ -164,6 +169,7 @@ def start() -> tuple[Path, tuple[int, ...]]:
     """
     os.chdir(pk.work_folder())
     plt.rcParams.update(plots.STYLE)
+    plots.show_alt_texts()
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # as any other output, not as an error's
     logging.getLogger("patchcore_kit").setLevel(logging.WARNING)
     if shell := get_ipython():
@@ -199,9 +205,7 @@ def _show_error(shell, etype: type, error: BaseException, traceback, tb_offset: 
     if isinstance(error, KeyboardInterrupt):
         error._render_traceback_ = lambda: [STOPPED]
     shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
-    now = int(1000 * time.time())  # not when the notebook is opened again
-    script = f"if (Date.now() - {now} < 9000) element.closest('.jp-Cell')?.scrollIntoView({{block: 'center'}});"
-    display({"application/javascript": script}, raw=True)
+    display({"application/javascript": SCROLL % (1000 * time.time())}, raw=True)
 
 
 def check_parameters(data: Path, **parameters: object) -> None:
@@ -513,7 +517,7 @@ def teaching_category(
     published of MVTec AD, or measured of the sample data. Where none is in that range it is the nearest, and without
     any results the first. names: to choose from; all of the data if None.
     """
-    names = list(names or pk.list_categories(data))
+    names = list(dict.fromkeys(names or pk.list_categories(data)))
     if run and Path(run, "results.csv").is_file():
         known = pk.read_results(Path(run, "results.csv"))["instance_auroc"].rename(_category)
     elif set(names) <= set(SAMPLE_AUROC):

@@ -34,7 +34,7 @@ c.ServerApp.answer_yes = True  # Ctrl-C stops without a question
 # an upload widget sends all its photographs in one message; beyond tornado's 10 MB the kernel is lost, without a word
 c.ServerApp.tornado_settings = {"websocket_max_message_size": 2**31}
 c.IdentityProvider.token = token
-c.LabApp.app_settings_dir = str(here)  # overrides.json: no news prompt, whole file names, closed notebooks end
+c.LabApp.app_settings_dir = str(here)  # overrides.json: no news, whole names, closed notebooks end, widgets saved
 c.LabApp.news_url = None
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"  # no catalogue from the network

@@ -2,63 +2,64 @@
 
 Heat maps that belong together share one colour scale, which is drawn beside them: where the model has a threshold from
 good images, that one is in the middle of it, so good parts stay dark. Metrics have their intervals of 95 %. Good images
-and pixels are blue, defective ones orange: a pair that colour-blind eyes tell apart. What a network had a part in says
-with which weights. What the data does not allow to draw, for lack of masks or of test images, is told in a sentence: a
-log line where the rest is drawn, a DataError where nothing is.
+and pixels are blue, defective ones orange: a pair that colour-blind eyes tell apart, as all eyes do in grey. All words
+are level. What a network had a part in says with which weights. What the data does not allow to draw, for lack of masks
+or of test images, is told in a sentence: a log line where the rest is drawn, a DataError where nothing is.
+
+Every figure says in words what it shows: its label, which `show_alt_texts` gives to notebooks. Results tables are drawn
+by `charts`, whose functions are here as well.
 """
 
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from patchcore_kit.charts import defined, metric_distributions, metric_dots, metrics_by_size, reason_of  # noqa: F401
 from patchcore_kit.datasets import Sample, as_samples
-from patchcore_kit.errors import DataError, ResultsError, SettingsError
+from patchcore_kit.detector import PatchCore
+from patchcore_kit.drawing import ACCENT, DEFECTIVE, GOOD, OTHER, STYLE, WIDTH, WORDS, describe, show_alt_texts  # noqa: F401
+from patchcore_kit.errors import DataError, ResultsError, SettingsError, short
 from patchcore_kit.files import file_name, names_in, numbered, user_path, writing
 from patchcore_kit.images import read_rgb
-from patchcore_kit.metrics import mean_interval
 from patchcore_kit.notes import Notes
-from patchcore_kit.predictions import METRICS, Predictions
+from patchcore_kit.predictions import Predictions
 from patchcore_kit.progress import Line, line_of
-from patchcore_kit.reasons import AROUND, Box, Explanation
-from patchcore_kit.transforms import Transform
+from patchcore_kit.reasons import AROUND, Box, Explanation, around, cell_box, unpacked
+from patchcore_kit.scoring import SCORINGS
+from patchcore_kit.transforms import Transform, load_images
 
 LOGGER = logging.getLogger(__name__)
 
 COLOURS = "magma"  # even in lightness: readable in grey and by colour-blind eyes
-GOOD, DEFECTIVE, ACCENT, OTHER = "#0072b2", "#d55e00", "#cc79a7", "#999999"  # of Okabe and Ito's palette
 KINDS = {0: GOOD, 1: DEFECTIVE, -1: OTHER}  # by label
 GAP, HEADER, SCALE = 6, 18, 14  # pixels between panels, above them, and the width of the colour scale
-PUBLISHED = "published (wide ResNet-50, ImageNet)"
-UNITS = {"distance": "squared distance", "density": "relative distance", "index": "index"}  # by scoring
+UNITS = {name: rule.unit for name, rule in SCORINGS.items()} | {"index": "index"}  # of scores, by scoring
 HOTTEST = 2  # times the threshold from good images: drawn brightest
-WIDTH = 9  # inches: what a notebook shows without shrinking
 FINEST = 1000  # pixels of a photograph's longer side that are drawn, about
 COVER = 0.45  # of a photograph, that the brightest of a map hides
 LOW = 0.12  # share of a photograph's height that a number takes
 SOFTWARE = "patchcore_kit"  # which pictures say that they were made with, so that no other file is replaced by one
 LONGEST = 36  # letters of a photograph's name in a title
-STYLE = {
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": "medium",
-    "axes.axisbelow": True,
-    "font.size": 10,
-    "legend.frameon": False,
-}
+MOST_TOLD = 8  # images that the words for a figure go through
+MOST_ROWS = 500  # of a memory bank, that are drawn
+BARS = 50  # of a histogram, about
+Limit = tuple[float | None, str, str]
+"""A threshold, None where there is none, its name, and the style of its line."""
 
 
 # the data
@@ -73,25 +74,33 @@ def image_grid(samples: Sequence[Sample], transform: Transform, columns: int = 6
     if not samples:
         raise DataError("no images to show: the list of samples is empty")
     rows = -(-len(samples) // columns)
-    _, axes = _images(rows, columns, transform.size)
+    figure, axes = _images(rows, columns, transform.size)
+    outlined = 0
     for ax, sample in zip(axes.flat, samples, strict=False):
         ax.imshow(transform.image(sample, notes=notes))
         mask = transform.mask(sample)
         if mask.any():
-            ax.contour(mask, levels=[0.5], colors=DEFECTIVE, linewidths=1)
-        ax.set_title(sample.defect or "unknown", fontsize="small", color=KINDS[sample.label])
+            outlined += 1
+            for colour, width in (("white", 2.5), (DEFECTIVE, 1.2)):  # seen on any ground
+                ax.contour(mask, levels=[0.5], colors=colour, linewidths=width)
+        ax.set_title(sample.defect or "unknown", fontsize="small", color=WORDS[sample.label])
     for ax in axes.flat[len(samples) :]:
         ax.set_visible(False)
     notes.tell()
+    kinds = Counter(sample.defect or "unknown" for sample in samples)
+    said = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    describe(figure, f"{len(samples)} images: {said}; the defects of {outlined} are outlined.")
     return axes
 
 
 def image_sizes(sample: Sample, transforms: Sequence[Transform]) -> np.ndarray:
     """One image as the network sees it at several sizes, its own pixels kept -> axes (transforms,)."""
-    _, axes = _images(1, len(transforms), transforms[0].size)
+    figure, axes = _images(1, len(transforms), transforms[0].size)
     for ax, transform in zip(axes[0], transforms, strict=True):
         ax.imshow(transform.image(sample), interpolation="nearest")
         ax.set_title("{} x {} pixels".format(*transform.size), fontsize="small")
+    sizes = ", ".join(ax.get_title() for ax in axes[0])
+    describe(figure, f"{sample.name} as the network sees it at {sizes}.")
     return axes[0]
 
 
@@ -100,28 +109,25 @@ def image_sizes(sample: Sample, transforms: Sequence[Transform]) -> np.ndarray:
 
 def patch_grid(image: np.ndarray, grid: tuple[int, int]) -> Axes:
     """An (H, W, 3) image with the cells of the patch grid (down, across) drawn on it."""
-    _, ax = plt.subplots(figsize=(WIDTH / 2, WIDTH / 2))
+    figure, ax = plt.subplots(figsize=(WIDTH / 2, WIDTH / 2))
     ax.imshow(image)
-    height, width = image.shape[:2]
-    ax.set_xticks(np.linspace(0, width, grid[1] + 1)[1:-1] - 0.5, [])
-    ax.set_yticks(np.linspace(0, height, grid[0] + 1)[1:-1] - 0.5, [])
-    ax.grid(color="white", linewidth=0.5, alpha=0.7)
-    ax.tick_params(length=0)
+    _draw_grid(ax, image.shape[:2], grid)
     ax.set_title(f"{grid[0]} x {grid[1]} patches")
+    describe(figure, f"An image, cut by a grid into {grid[0]} x {grid[1]} patches.")
     return ax
 
 
 def coreset_scatter(rows: np.ndarray, chosen: np.ndarray, weights: str) -> Axes:
     """(N, D) patch features and (k,) indices of those that are kept, drawn in their two main directions (PCA)."""
-    from sklearn.decomposition import PCA  # here and below: a second that most users need not wait for
-
     figure, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.5))
-    x, y = PCA(2, random_state=0).fit_transform(rows).T
-    ax.scatter(x, y, s=4, color=OTHER, alpha=0.4, linewidths=0, label=f"all {len(rows)} patches")
-    ax.scatter(x[chosen], y[chosen], s=10, color=ACCENT, label=f"the {len(chosen)} that are kept")
-    ax.set(xlabel="first main direction", ylabel="second", title="patch features")
-    ax.legend()
-    _note(figure, weights)
+    x, y = _main_directions(rows, rows)[0].T
+    ax.scatter(x, y, s=4, color=OTHER, linewidths=0, label=f"all {len(rows)} patches")
+    ax.scatter(x[chosen], y[chosen], s=10, color=GOOD, linewidths=0, label=f"the {len(chosen)} that are kept")
+    ax.set(xlabel="first main direction", title="patch features")
+    _y_label(ax, "second")
+    figure.legend(loc="outside right upper", markerscale=2)
+    said = f"{len(rows)} patches as points, in the two directions in which their features differ most"
+    describe(figure, f"{said}; the {len(chosen)} that the memory bank keeps are marked.", weights)
     return ax
 
 
@@ -135,99 +141,96 @@ def heat_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], weights: str) -
     for ax, (title, values) in zip(axes[1:], maps.items(), strict=True):
         ax.imshow(values, COLOURS, scale)
         ax.set_title(title)
-    _colour_bar(figure, axes, scale)
-    _note(figure, weights)
+    _colour_bar(figure, axes[None], scale)
+    peaks = ", ".join(f"{title} up to {values.max():.3g}, {_peak(values)}" for title, values in maps.items())
+    describe(figure, f"An image and its heat maps, with their highest values: {peaks}.", weights)
     return axes
 
 
-# metrics
+def method(detector: PatchCore, good: Sequence[Sample], sample: Sample) -> np.ndarray:
+    """How a fitted detector learns from good images, of which up to three are shown, and judges another one -> axes.
 
-
-def metric_distributions(
-    table: pd.DataFrame, published: pd.DataFrame | None = None, metrics: Sequence[str] = METRICS
-) -> Axes:
-    """How each metric of a results table spreads over its categories: a box, and a point for each category.
-
-    Lines through the points are their intervals. published: another such table, drawn beside it. Raises DataError if no
-    metric is defined.
+    Raises DataError without good images or for one that cannot be read, ModelError for a detector that is not fitted.
     """
-    metrics = defined(table, metrics)
-    tables = {"this run": (table, GOOD)} | ({} if published is None else {PUBLISHED: (published, ACCENT)})
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(metrics) + 1.2))
-    room = 0.8 / len(tables)
-    for i, (label, (rows, colour)) in enumerate(tables.items()):
-        rows = rows.drop(index="Mean", errors="ignore")
-        for place, metric in enumerate(metrics):
-            if metric in rows:
-                y, values = place + (i + 0.5) * room - 0.4, rows[metric].dropna()
-                if len(values) > 1:
-                    ax.boxplot(
-                        values, positions=[y], widths=room * 0.7, orientation="horizontal", whis=(0, 100),
-                        manage_ticks=False, medianprops={"color": colour, "linewidth": 2},
-                    )  # fmt: skip
-                apart = y + np.linspace(-0.2, 0.2, len(values)) * room  # so that equal values are seen
-                _error_bars(ax, rows.loc[values.index], metric, apart, colour)
-                ax.scatter(values, apart, s=16, color=colour, linewidths=0, label=label)
-                label = None  # one entry in the legend
-    ax.set_yticks(range(len(metrics)), metrics)
-    ax.invert_yaxis()
-    ax.set_title("a point for each category; the box holds the middle half, the line is the median")
-    ax.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower left", ncols=2)
-    _note(figure, _made_with(table))
+    predictions, bank, grid, good = detector.predict([sample]), detector.bank_, detector.grid_, as_samples(good)[:3]
+    if not good:
+        raise DataError("no good images to show: the list of samples is empty")
+    *pictures, image = (detector.transform.image(one) for one in (*good, sample))
+    with torch.inference_mode():
+        seen = load_images([*good, sample], detector.transform).to(detector.backbone.device)
+        *learnt, judged = detector.embedding(detector.backbone(seen)).cpu().split(math.prod(grid))
+    distances, nearest = (found[:, 0] for found in bank.search(judged))
+    cell, near = int(distances.argmax()), nearest[distances.argmax()]
+    kept = bank.rows_at(np.linspace(0, len(bank) - 1, min(len(bank), MOST_ROWS)).astype(int))
+    pair = np.stack([judged[cell].numpy(), bank.rows_at(nearest[[cell]])[0]])
+    patches, kept, pair = _main_directions(np.concatenate([kept, pair]), torch.cat(learnt).numpy(), kept, pair)
+
+    figure = plt.figure(figsize=(WIDTH, 5.5), layout="none")
+    for top, words in ((0.985, "Learn from good images alone"), (0.485, "Judge another image")):
+        figure.text(0.01, top, words, fontsize="large", fontweight="bold", va="top")
+    for i, picture in reversed(list(enumerate(pictures))):  # as cards, the first one on top
+        _placed(figure, (0.015 + 0.02 * i, 0.625 + 0.025 * i, 0.16), picture)
+    _draw_grid(_placed(figure, (0.335, 0.625, 0.16), pictures[0]), image.shape[:2], grid)
+    ax = figure.add_axes((0.645, 0.625, 0.34, 0.31), xticks=[], yticks=[])
+    ax.scatter(*patches.T, s=4, color=OTHER, linewidths=0)
+    ax.scatter(*kept.T, s=9, color=GOOD, linewidths=0)
+    ax.plot(*pair.T, color="black", linewidth=1.5)
+    ax.plot(*pair[0], "D", color=DEFECTIVE, markeredgecolor="black", markersize=8)
+    ax = _placed(figure, (0.015, 0.125, 0.16), image)
+    _draw_grid(ax, image.shape[:2], grid)
+    _frame(ax, cell_box(cell, grid, image.shape[:2]), DEFECTIVE)
+    pairs = [(around(image, cell, grid), DEFECTIVE)]
+    if detector.photographs_ and bank.images is not None:
+        photograph = unpacked(detector.photographs_[bank.images[near]])
+        pairs.append((around(photograph, bank.cells[near], grid), GOOD))
+    for i, (picture, colour) in enumerate(pairs):
+        ax = _placed(figure, (0.27 + 0.12 * i, 0.18, 0.112), picture)
+        _frame(ax, _middle(picture), colour)
+    for left, values in ((0.575, distances.reshape(grid)), (0.825, predictions.maps[0])):
+        _placed(figure, (left, 0.125, 0.16), mpl.colormaps[COLOURS](values / (values.max() or 1)))
+
+    score, verdict = f"{predictions.scores[0]:.3g}", predictions.verdicts[0]
+    for at, words in {
+        (0.015, 0.61): f"{len(detector.train_names_) or len(good)} good images",
+        (0.335, 0.61): f"{grid[0]} x {grid[1]} patches of each,\n{judged.shape[1]} numbers for a patch",
+        (0.645, 0.61): f"memory bank: {len(bank)} patches, some drawn in blue, in\n"
+        "two main directions; orange: the one framed below",
+        (0.015, 0.11): "a new image, its patches,\nthe strangest one framed",
+        (0.27, 0.165): "that patch, and beside it the\nnearest one in the bank: their\n"
+        f"distance, {distances[cell]:.3g}, is its score",
+        (0.575, 0.11): "the distances of\nall patches",
+        (0.825, 0.11): f"the anomaly map; score of\nthe image: {score}{f', {verdict}' if verdict else ''}",
+    }.items():
+        figure.text(*at, words, va="top", fontsize="small", linespacing=1.3)
+    for start, end, words in (
+        ((0.235, 0.77), (0.325, 0.77), "network"), ((0.505, 0.77), (0.635, 0.77), "coreset"),
+        ((0.185, 0.27), (0.26, 0.27), "network"), ((0.635, 0.68), (0.46, 0.385), "  nearest"),
+        ((0.51, 0.27), (0.565, 0.27), "each"), ((0.745, 0.27), (0.815, 0.27), "smooth"),
+    ):  # fmt: skip
+        arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.5, "color": "black"}
+        figure.add_artist(FancyArrowPatch(start, end, **arrow))
+        middle, level = np.mean([start, end], axis=0), start[1] == end[1]
+        place = {"ha": "center", "va": "bottom"} if level else {"ha": "left", "va": "top"}  # beside a slanted one
+        figure.text(middle[0], middle[1] + 0.015 * level, words, fontsize="small", **place)
+    said = (
+        f"The method: good images are cut into {grid[0]} x {grid[1]} patches each, which a network describes by "
+        f"{judged.shape[1]} numbers; {len(bank)} of them are the memory bank. A patch of {sample.name} is as strange "
+        f"as it is far from the nearest of these. The strangest, {_peak(distances.reshape(grid))}, has the distance "
+        f"{distances[cell]:.3g}. All distances, smoothed, are the anomaly map; the score of the image is {score}."
+    )
+    describe(figure, said, predictions.weights)
+    return np.array(figure.axes)
+
+
+def _placed(figure: Figure, place: tuple[float, float, float], picture: np.ndarray) -> Axes:
+    """A picture at a place of a figure: left, bottom and the side of the square that it fits in, as shares of it."""
+    left, bottom, side = place
+    height, width = side * np.array(picture.shape[:2]) / max(picture.shape[:2])
+    height *= figure.get_figwidth() / figure.get_figheight()
+    ax = figure.add_axes((left, bottom, width, height), xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="white", linewidth=2)
+    ax.imshow(picture)
     return ax
-
-
-def metric_bars(
-    table: pd.DataFrame, metrics: Sequence[str] = METRICS, published: pd.DataFrame | None = None
-) -> np.ndarray:
-    """For each metric of a results table a panel with a bar for each category, best first -> axes (panels,).
-
-    Lines at the ends of the bars are their intervals. published: another such table, drawn as diamonds. Raises
-    DataError if no metric is defined.
-    """
-    rows = table.drop(index="Mean", errors="ignore")
-    rows.index = rows.index.str.removeprefix("mvtec_")
-    figure, axes = _small_panels(defined(rows, metrics), 0.22 * len(rows) + 0.7)
-    for metric, ax in axes.items():
-        values = rows[metric].dropna().sort_values()
-        shown = [values, *_ends(rows.loc[values.index], metric)]
-        ax.barh(values.index, values, color=GOOD)
-        _error_bars(ax, rows.loc[values.index], metric, values.index, "black")
-        if published is not None and metric in published:
-            shown.append(published[metric].rename(index=lambda name: name.removeprefix("mvtec_")).reindex(values.index))
-            ax.plot(shown[-1], values.index, "D", color=ACCENT, markersize=4, clip_on=False)
-        # bars that start at 0 would all look alike
-        ax.set_xlim(max(0, min(series.min() for series in shown) - 0.05), max(series.max() for series in shown) or 1)
-        ax.axvline(values.mean(), color="black", linestyle=":", linewidth=1)
-        ax.set_title(f"{metric}, mean {values.mean():.3f}")
-        ax.tick_params(axis="y", length=0)
-    _note(figure, _made_with(table), "dotted: mean" + ("" if published is None else f", diamonds: {PUBLISHED}"))
-    return np.array(list(axes.values()))
-
-
-def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Each of the columns against the image size, a grey line for each category and their mean in black -> axes.
-
-    The mean has its interval, where all categories have one. table: a row for each category and size, with the columns
-    `category` and `size` in pixels. Raises DataError if none of the columns has values.
-    """
-    figure, axes = _small_panels(defined(table, columns), 2.2)
-    for column, ax in axes.items():
-        values = table.pivot(index="size", columns="category", values=column)
-        ax.plot(values, color=OTHER, linewidth=1)
-        ax.plot(values.mean(axis=1), color="black", marker="o", markersize=4)
-        for size, rows in table.dropna(subset=[column]).groupby("size"):
-            ends = _ends(rows, column)
-            if ends and not any(end.isna().any() for end in ends):
-                ax.vlines(size, *mean_interval(rows[column], *ends), color="black", linewidth=1)
-        ax.set_title(column)
-        ax.set_xticks(values.index)
-        ax.grid(alpha=0.3)
-        if column not in METRICS:
-            ax.set_ylim(bottom=0)
-    _note(figure, _made_with(table), "image size in pixels; black: mean and its interval of 95 %, grey: categories")
-    return np.array(list(axes.values()))
 
 
 # scores
@@ -236,17 +239,13 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 def image_histogram(predictions: Predictions) -> Axes:
     """Image scores, good against defective, and the thresholds: F1-optimal, and the model's own from good images.
 
-    Raises DataError without both labels.
+    Each threshold is the edge of a bar: what lies right of it is above it. Raises DataError without both labels.
     """
     need(predictions, "no image histogram", "image")
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     known = predictions.labels >= 0
-    _histogram(ax, predictions.scores[known], predictions.labels[known] == 1)
-    _thresholds(ax, predictions)
-    ax.figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
-    ax.set(xlabel=f"image score ({UNITS[predictions.scoring]})", ylabel="images")
-    ax.set_title(f"image AUROC {_with_interval(predictions, 'instance_auroc')}")
-    _note(figure, predictions.weights)
+    scores, defective = predictions.scores[known], predictions.labels[known] == 1
+    ax = _histogram(predictions, "image", scores, defective, _image_thresholds(predictions))
+    ax.yaxis.get_major_locator().set_params(integer=True)
     return ax
 
 
@@ -256,14 +255,10 @@ def pixel_histogram(predictions: Predictions) -> Axes:
     Raises DataError without masks.
     """
     need(predictions, "no pixel histogram", "pixel")
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
-    _histogram(ax, predictions.maps.ravel(), predictions.masks.ravel())
-    _threshold(ax, predictions.pixel_threshold, "F1-optimal threshold", "--")
-    _threshold(ax, predictions.alarm_threshold_pixel, "from good images", ":")
-    ax.figure.legend(loc="outside right upper")
-    ax.set(xlabel=f"pixel score ({UNITS[predictions.scoring]})", ylabel="pixels", yscale="log")
-    ax.set_title(f"pixel AUROC {_with_interval(predictions, 'full_pixel_auroc')}")
-    _note(figure, predictions.weights)
+    best, own = predictions.pixel_threshold, predictions.alarm_threshold_pixel
+    thresholds = [(best, "F1-optimal threshold", "--"), (own, "from good images", ":")]
+    ax = _histogram(predictions, "pixel", predictions.maps.ravel(), predictions.masks.ravel(), thresholds)
+    ax.set(yscale="log", ylim=(0.5, None))
     return ax
 
 
@@ -275,15 +270,20 @@ def roc_curve(predictions: Predictions) -> Axes:
     need(predictions, "no ROC curve", "image")
     from sklearn.metrics import RocCurveDisplay
 
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.5, WIDTH * 0.45))
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.5, WIDTH * 0.5))
     known = predictions.labels >= 0
     labels, scores = predictions.labels[known], predictions.scores[known]
-    RocCurveDisplay.from_predictions(labels, scores, name="image scores", ax=ax, curve_kwargs={"color": GOOD})
+    curve = {"color": GOOD, "clip_on": False}
+    RocCurveDisplay.from_predictions(labels, scores, name="image scores", ax=ax, curve_kwargs=curve)
     found = scores >= predictions.image_threshold
-    ax.plot(found[labels == 0].mean(), found[labels == 1].mean(), "o", color=ACCENT, label="F1-optimal threshold")
-    ax.set(xlabel="good images called defective", ylabel="defective images found")
+    alarms, hits = found[labels == 0].mean(), found[labels == 1].mean()
+    ax.plot(alarms, hits, "o", color=ACCENT, markeredgecolor="black", clip_on=False, label="F1-optimal threshold")
+    ax.set(xlabel="good images called defective", xlim=(0, 1), ylim=(0, 1))
+    _y_label(ax, "defective images found")
     ax.legend(loc="lower right")
-    _note(figure, predictions.weights)
+    said = f"ROC curve of the image scores, area {predictions.metrics['instance_auroc']:.3f}"
+    at = f"at the F1-optimal threshold {hits:.0%} of the defective images are found"
+    describe(figure, f"{said}; {at}, and {alarms:.0%} of the good ones called defective.", predictions.weights)
     return ax
 
 
@@ -296,18 +296,22 @@ def scores_by_defect(predictions: Predictions) -> Axes:
     table = predictions.table()
     kinds = sorted(table["defect"].unique(), key=lambda kind: (kind != "good", kind))
     figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 0.4 * len(kinds) + 1.2))
+    said = []
     for i, kind in enumerate(kinds):
         of_kind = table[table["defect"] == kind]
         shift = np.linspace(-0.2, 0.2, len(of_kind))  # so that equal values are seen
-        ax.scatter(of_kind["score"], i + shift, s=20, c=of_kind["label"].map(KINDS), alpha=0.8, linewidths=0)
-    ax.set_yticks(range(len(kinds)), kinds)
+        ax.scatter(of_kind["score"], i + shift, s=20, c=of_kind["label"].map(KINDS), linewidths=0, zorder=3)
+        low, high = of_kind["score"].agg(["min", "max"])
+        said.append(f"{len(of_kind)} {kind or 'unknown'} from {low:.3g} to {high:.3g}")
+    ax.set_yticks(range(len(kinds)), [short(kind, LONGEST) for kind in kinds])
     ax.invert_yaxis()
-    _thresholds(ax, predictions)
-    if ax.get_legend_handles_labels()[1]:
+    _draw_thresholds(ax, _image_thresholds(predictions))
+    labels = ax.get_legend_handles_labels()[1]
+    if labels:
         figure.legend(loc="outside right upper")
     ax.set(xlabel=f"image score ({UNITS[predictions.scoring]})")
     ax.grid(axis="x", alpha=0.3)
-    _note(figure, predictions.weights)
+    describe(figure, f"Image scores by kind: {'; '.join([*said, *labels])}.", predictions.weights)
     return ax
 
 
@@ -348,21 +352,25 @@ def examples(
     titles = list(max(pictures, key=len))
     missing = ["binarised maps"] * (threshold is None) + ["ground truth"] * ("ground truth" not in titles)
     if missing and (predictions.labels >= 0).any():  # else nobody expects them
-        LOGGER.warning("no %s: %s", " and no ".join(missing), _reason(predictions.metrics["undefined"], ["pixel"]))
-    figure, axes = _images(len(indices), len(titles), transform.size)
+        LOGGER.warning("no %s: %s", " and no ".join(missing), reason_of(predictions.metrics["undefined"], ["pixel"]))
+    figure, axes = _images(len(indices), len(titles), transform.size, beside=1.4)
     scale = Normalize(*map_scale(predictions, scale))
+    said = []
     for i, row, shown in zip(indices, axes, pictures, strict=True):
         for ax, title in zip(row, titles, strict=True):
             if title in shown:
                 values = shown[title]
                 ax.imshow(values, *((COLOURS, scale) if values.dtype.kind == "f" else ("gray", Normalize(0, 1))))
             else:
-                ax.text(0.5, 0.5, "no mask", color="gray", ha="center", va="center", transform=ax.transAxes)
+                ax.text(0.5, 0.5, "no mask", color=WORDS[-1], ha="center", va="center", transform=ax.transAxes)
             ax.set_title(title if ax in axes[0] else "")
-        name = samples[i].name.removeprefix("test/")
-        row[0].set_ylabel(f"{name}\n{_said_of(predictions, i)}", fontsize="small")
+        beside = [short(samples[i].name.removeprefix("test/"), LONGEST), *_said_of(predictions, i).split("\n")]
+        style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": "small", "parse_math": False}
+        row[0].set_ylabel("\n".join(beside), **style)
+        areas = [f"{title}: {shown[title].mean():.1%} of the image" for title in titles[2:] if title in shown]
+        said.append(", ".join([*beside, f"map highest {_peak(predictions.maps[i])}", *areas]))
     _colour_bar(figure, axes, scale, UNITS[predictions.scoring])
-    _note(figure, predictions.weights)
+    describe(figure, f"{len(indices)} images, a row each: {', '.join(titles)}. {_first(said)}", predictions.weights)
     return axes
 
 
@@ -383,16 +391,19 @@ def explanation(explanation: Explanation) -> np.ndarray:
         shown += [(one.picture, f"{one.name}\ndistance {one.distance:.3g}", GOOD) for one in region.nearest]
         for ax, (picture, title, colour) in zip(row, shown, strict=False):
             ax.imshow(picture)
-            side = len(picture) / AROUND
-            corner = ((len(picture) - side) / 2 - 0.5,) * 2
-            for line, width in (("white", 4), (colour, 2)):  # seen on dark ground, too
-                ax.add_patch(plt.Rectangle(corner, side, side, fill=False, edgecolor=line, linewidth=width))
-            ax.set_title(title, fontsize="small", color=colour)
+            _frame(ax, _middle(picture), colour)
+            ax.set_title(title, fontsize="small", color=WORDS[int(colour == DEFECTIVE)], parse_math=False)
         for ax in row[len(shown) :]:
             ax.set_visible(False)
     figure.set_figheight(figure.get_figheight() + 0.35 * len(regions))  # titles of two lines in each row
     said = "" if explanation.verdict is None else f": {explanation.verdict}, index {explanation.index:.2f}"
-    figure.suptitle("\n".join(filter(None, [f"{explanation.name}{said}", explanation.remark])), fontsize="medium")
+    title = "\n".join(filter(None, [f"{explanation.name}{said}", explanation.remark]))
+    figure.suptitle(title, fontsize="medium", parse_math=False)
+    beside = []
+    for number, region in enumerate(regions, 1):
+        nearest = ", ".join(f"{one.name} at a distance of {one.distance:.3g}" for one in region.nearest)
+        beside.append(f"region {number}, most like {nearest or 'none that is known'}")
+    describe(figure, f"Regions of {'; '.join(title.splitlines())}. {_first(beside)}")
     return axes
 
 
@@ -440,20 +451,23 @@ def over_photographs(samples: Sequence[Sample], predictions: Predictions, indice
     scale, columns = Normalize(*(value / limit for value in map_scale(predictions))), min(3, len(indices))
     tallest = max((predictions.sizes[i].tolist() for i in indices), key=lambda size: size[0] / size[1])
     figure, axes = _images(-(-len(indices) // columns), columns, tallest)
+    told = []
     for ax, i in zip(axes.flat, indices, strict=False):
         sample = samples[i]
         photograph = read_rgb(sample.source, bits=predictions.transform.bits, notes=Notes(), name=sample.where)
         _under_map(ax, photograph, predictions.placed(i) / limit, scale, None if threshold is None else 1)
-        for number, region in enumerate(predictions.explain(i).regions if predictions.evidence else (), 1):
+        regions = predictions.explain(i).regions if predictions.evidence else ()
+        for number, region in enumerate(regions, 1):
             _numbered_box(ax, region.box, number)
         said, verdict = f"score {predictions.scores[i]:.3g}", predictions.verdicts[i]
         if verdict is not None:
             said = f"{verdict}, index {predictions.index[i]:.2f}"
         ax.set_title(f"{_shortened(sample.name)}\n{said}", fontsize="small", parse_math=False)
+        told.append(f"{sample.name}: {said}, {len(regions)} regions marked, map highest {_peak(predictions.maps[i])}")
     for ax in axes.flat[len(indices) :]:
         ax.set_visible(False)
     _colour_bar(figure, axes, scale, UNITS[predictions.scoring if threshold is None else "index"])
-    _note(figure, predictions.weights)
+    describe(figure, f"{len(indices)} photographs under their anomaly maps. {_first(told)}", predictions.weights)
     return axes.flat[: len(indices)]
 
 
@@ -501,114 +515,136 @@ def need(predictions: Predictions, what: str, kind: str = "") -> None:
     if not predictions.names:
         raise DataError(f"{what}: no test images")
     if kind and predictions.metrics[f"{kind}_threshold"] is None:
-        raise DataError(f"{what}: {_reason(predictions.metrics['undefined'], [kind])}")
-
-
-def defined(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """Those of the metrics that a results table has values of; what its categories lack is logged, and why.
-
-    Raises DataError, which says why, if it has no values of any.
-    """
-    rows = table.drop(index="Mean", errors="ignore")
-    known = [metric for metric in metrics if metric in rows and rows[metric].notna().any()]
-    lacking = [metric for metric in metrics if metric in rows and rows[metric].isna().any()]
-    sentence = _lack(rows, lacking)
-    if not known:
-        raise DataError(sentence or f"no values of {', '.join(metrics)} in this table")
-    if sentence:
-        LOGGER.warning(sentence)
-    return known
-
-
-def _lack(rows: pd.DataFrame, metrics: Sequence[str]) -> str:
-    """Which categories have no values of some of these metrics, and why the first of them; "" if no reason is known."""
-    kinds = {"image" if metric.startswith("instance_") else "pixel" for metric in metrics if metric in METRICS}
-    rows = rows[rows[metrics].isna().any(axis="columns")]
-    reasons = [_reason(text, kinds) for text in rows.get("undefined", pd.Series(dtype=str)).fillna("")]
-    if not any(reasons):
-        return ""
-    names = rows["category"] if "category" in rows else rows.index.str.removeprefix("mvtec_")
-    first, *others = dict.fromkeys(name for name, reason in zip(names, reasons, strict=True) if reason)
-    what = f"values of {', '.join(metrics)}" if len(metrics) < 4 else f"{' and '.join(sorted(kinds))} metrics"
-    return f"no {what} for {first}{f' and {len(others)} more' if others else ''}: {next(filter(None, reasons))}"
-
-
-def _reason(undefined: str, kinds: Collection[str]) -> str:
-    """Of what `undefined` says, "image metrics: ...; pixel metrics: ...", the reasons of some kinds."""
-    told = re.findall(r"(\w+) metrics: (.*?)(?=; \w+ metrics: |$)", undefined, re.DOTALL)
-    kinds = {*kinds, "all", *(["anomaly"] if "pixel" in kinds else [])}  # the last: pixels of defective images only
-    return "; ".join(dict.fromkeys(reason for kind, reason in told if kind in kinds))
+        raise DataError(f"{what}: {reason_of(predictions.metrics['undefined'], [kind])}")
 
 
 # what figures share
 
 
-def _images(rows: int, columns: int, size: tuple[int, int]) -> tuple[Figure, np.ndarray]:
-    """Axes (rows, columns) without ticks for images of one size (H, W), as wide as a notebook shows them."""
-    height = rows * (0.82 * WIDTH / columns * size[0] / size[1] + 0.1) + 0.5  # beside a colour bar, below titles
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
+def _first(said: Sequence[str]) -> str:
+    """The first of many things that are said of images, and how many more there are."""
+    more = [f"and {len(said) - MOST_TOLD} more"] if len(said) > MOST_TOLD else []
+    return "; ".join([*said[:MOST_TOLD], *more]) + "."
+
+
+def _peak(values: np.ndarray) -> str:
+    """Where an (H, W) map has its highest value, in words."""
+    place = np.unravel_index(values.argmax(), values.shape)
+    down, across = (3 * at // n for at, n in zip(place, values.shape, strict=True))
+    if down == across == 1:
+        return "in the middle"
+    return "at the " + " ".join(filter(None, (("top", "", "bottom")[down], ("left", "", "right")[across])))
+
+
+def _images(rows: int, columns: int, size: tuple[int, int], beside: float = 0) -> tuple[Figure, np.ndarray]:
+    """Axes (rows, columns) without ticks for images of one size (H, W), as wide as a notebook shows them.
+
+    beside: inches for words at the left.
+    """
+    height = (0.84 * WIDTH - beside) / columns * size[0] / size[1]  # beside a colour bar
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (height + 0.1) + 0.5), squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     return figure, axes
 
 
-def _small_panels(titles: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
-    """Axes by title, two or three in a row."""
-    columns = 2 if len(titles) == 4 else min(3, len(titles))
-    rows = -(-len(titles) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * height), squeeze=False)
-    for ax in axes.flat[len(titles) :]:
-        ax.set_visible(False)
-    return figure, dict(zip(titles, axes.flat, strict=False))
+def _draw_grid(ax: Axes, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """The cells of a patch grid (down, across) on an image of (H, W)."""
+    ax.set_xticks(np.linspace(0, size[1], grid[1] + 1)[1:-1] - 0.5, [])
+    ax.set_yticks(np.linspace(0, size[0], grid[0] + 1)[1:-1] - 0.5, [])
+    ax.grid(color="white", linewidth=0.5, alpha=0.7)
+    ax.tick_params(length=0)
+
+
+def _frame(ax: Axes, box: tuple[float, float, float, float], colour: str) -> None:
+    """A frame around a box (left, top, right, bottom) of an image, seen on dark ground, too."""
+    left, top, right, bottom = box
+    for line, width in (("white", 4), (colour, 2)):
+        edges = {"fill": False, "edgecolor": line, "linewidth": width}
+        ax.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **edges))
+
+
+def _middle(picture: np.ndarray) -> tuple[float, float, float, float]:
+    """The box of the patch that is in the middle of a picture of `reasons.around`."""
+    ends = len(picture) / 2 * (1 - 1 / AROUND), len(picture) / 2 * (1 + 1 / AROUND)
+    return ends[0], ends[0], ends[1], ends[1]
+
+
+def _main_directions(rows: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Each of the others (n, D) in the two directions in which rows (N, D) differ most -> (n, 2)."""
+    from sklearn.decomposition import PCA  # here and below: a second that most users need not wait for
+
+    fitted = PCA(2, random_state=0).fit(rows)
+    return [fitted.transform(other) for other in others]
 
 
 def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize, unit: str = UNITS["distance"]) -> None:
-    bar = mpl.cm.ScalarMappable(scale, COLOURS)
-    figure.colorbar(bar, ax=axes, label=unit, fraction=0.04, aspect=figure.get_figheight() / 0.15)
+    """Beside the first row of axes (rows, columns), however many there are."""
+    place = {"shrink": 1 / len(axes), "anchor": (0, 1), "fraction": 0.04, "aspect": 12}
+    bar = figure.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, **place)
+    bar.ax.set_title(unit.replace(" ", "\n"), loc="left", fontsize="small")
 
 
-def _histogram(ax: Axes, values: np.ndarray, defective: np.ndarray) -> None:
-    """Two histograms with the same bins."""
-    bins = np.histogram_bin_edges(values, bins=50)
-    for name, colour, part in (("good", GOOD, values[~defective]), ("defective", DEFECTIVE, values[defective])):
-        ax.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
+def _y_label(ax: Axes, words: str) -> None:
+    """What the vertical axis counts, level, above it."""
+    ax.set_ylabel(words, rotation=0, ha="left", va="bottom")
+    ax.yaxis.set_label_coords(0, 1.02)
 
 
-def _thresholds(ax: Axes, predictions: Predictions) -> None:
+def _histogram(
+    predictions: Predictions, what: str, values: np.ndarray, defective: np.ndarray, thresholds: Sequence[Limit]
+) -> Axes:
+    """Scores of images or pixels, good and defective, in the same bars, of nearly equal widths.
+
+    The first threshold is the edge of a bar, of the others, which count as good themselves, the next value above.
+    """
+    best, *others = (np.float32(value) for value, *_ in thresholds if value is not None)
+    low, high = np.histogram_bin_edges(values, bins=1)
+    inner = [edge for edge in (best, *np.nextafter(others, np.float32(np.inf))) if low < edge < high]
+    parts = [
+        np.linspace(a, b, 1 + math.ceil(BARS * (b - a) / (high - low)))[:-1]
+        for a, b in pairwise(sorted({low, *inner, high}))
+    ]
+    edges = np.concatenate([*parts, [high]])
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
+    hatched = {"facecolor": "none", "edgecolor": DEFECTIVE, "hatch": "////", "linewidth": 1.5}
+    said, above = [], values >= best
+    for name, part, style in (("good", ~defective, {"color": GOOD}), ("defective", defective, hatched)):
+        some = values[part]
+        counts = np.histogram(some, edges)[0].astype(float)
+        counts[counts == 0] = np.nan  # or the outline would run along the axis
+        ax.stairs(counts, edges, fill=True, label=f"{name} ({len(some):,})", **style)
+        said.append(
+            f"{len(some)} {name} {what}s from {some.min():.3g} to {some.max():.3g}, "
+            f"{(above & part).sum()} of them from the F1-optimal threshold {best:.3g} on"
+        )
+    _draw_thresholds(ax, thresholds)
+    figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
+    ax.set(xlabel=f"{what} score ({UNITS[predictions.scoring]})")
+    _y_label(ax, f"{what}s")
+    auroc = _with_interval(predictions, {"image": "instance_auroc", "pixel": "full_pixel_auroc"}[what])
+    ax.set_title(f"{what} AUROC {auroc}")
+    describe(figure, f"Histogram of {what} scores: {'; '.join(said)}; {what} AUROC {auroc}.", predictions.weights)
+    return ax
+
+
+def _image_thresholds(predictions: Predictions) -> list[Limit]:
     """Those of image scores, as far as there are any."""
-    _threshold(ax, predictions.image_threshold, "F1-optimal threshold", "--")
-    _threshold(ax, predictions.alarm_threshold, "look above", ":")
-    _threshold(ax, predictions.defective_threshold, "defective above", "-.")
+    values = predictions.image_threshold, predictions.alarm_threshold, predictions.defective_threshold
+    return list(zip(values, ("F1-optimal threshold", "look above", "defective above"), ("--", ":", "-."), strict=True))
 
 
-def _threshold(ax: Axes, value: float | None, name: str, style: str) -> None:
-    if value is not None:
-        ax.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3g}")
-
-
-def _ends(rows: pd.DataFrame, metric: str) -> tuple[pd.Series, ...]:
-    """The low and the high ends of a metric's intervals, () where the table has none."""
-    return tuple(rows[f"{metric}_{end}"] for end in ("low", "high") if f"{metric}_{end}" in rows)
-
-
-def _error_bars(ax: Axes, rows: pd.DataFrame, metric: str, places: Sequence, colour: str) -> None:
-    if ends := _ends(rows, metric):
-        ax.hlines(places, *ends, color=colour, linewidth=1, alpha=0.6)
+def _draw_thresholds(ax: Axes, thresholds: Sequence[Limit]) -> None:
+    for value, name, style in thresholds:
+        if value is not None:
+            halo = [withStroke(linewidth=3.5, foreground="white")]  # seen on bars as well
+            ax.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3g}", path_effects=halo)
 
 
 def _with_interval(predictions: Predictions, metric: str) -> str:
     value, low, high = (predictions.metrics[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
     return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _made_with(table: pd.DataFrame) -> str:
-    return ", ".join(table["weights"].dropna().unique()) if "weights" in table else "not recorded"
-
-
-def _note(figure: Figure, weights: str, more: str = "") -> None:
-    """What a figure was made with, small, below it."""
-    figure.supxlabel(f"{more}   weights: {weights}".strip(), x=1, ha="right", fontsize="small", color="gray")
 
 
 # pictures in files

@@ -1,4 +1,8 @@
-"""The notebooks' widgets: a slider for the threshold of pixels, and a place to drop photographs on."""
+"""The notebooks' widgets: a slider for the threshold of pixels, and a place to drop photographs on.
+
+All can be reached and used by keyboard, and what has the focus has a frame. Their words have the colours of
+JupyterLab's theme, light or dark. ipywidgets gives sliders no name and says no changes aloud, so `SCRIPT` does.
+"""
 
 import html
 import io
@@ -24,9 +28,12 @@ from patchcore_kit.transforms import Transform
 TOLD = 8  # files of an upload that something is said of
 LONGEST = 60  # letters of a file's name, which file systems limit
 
+# ground, false alarm, missed and found pixels of a mask: by found + 2 * defective, and so that all eyes tell them apart
+MASK = np.array([(0, 0, 0), (0, 114, 178), (230, 159, 0), (255, 255, 255)], dtype=np.uint8)
+
 # ipywidgets' button opens a file dialog and takes no drop. What is dropped is given to it as if it had been chosen: its
 # input, which no page holds, is the one that it clicks. Folders are gone through; browsers list 100 entries at a time.
-DROP = """
+SCRIPT = """
 if (!window.patchcoreDrop) {
   window.patchcoreDrop = true;
   const inside = async entry => {
@@ -51,7 +58,7 @@ if (!window.patchcoreDrop) {
     if (!place || !event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     event.stopPropagation();
-    place.style.outline = event.type === "dragover" ? "3px solid #0072b2" : "";
+    place.style.outline = event.type === "dragover" ? "3px solid #3594da" : "";
     if (event.type !== "drop") return;
     const items = [...event.dataTransfer.items].filter(item => item.kind === "file").map(item => {
       const entry = item.webkitGetAsEntry();
@@ -60,15 +67,38 @@ if (!window.patchcoreDrop) {
     Promise.all(items).then(files => give(place.querySelector("button"), files.flat()));
   };
   for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, follow, true);
+  const name = event => {
+    const place = event.target.closest && event.target.closest(".patchcore");
+    if (!place) return;
+    place.querySelectorAll(".patchcore-said").forEach(said => said.setAttribute("aria-live", "polite"));
+    place.querySelectorAll("[role=slider], .widget-readout").forEach(part => {
+      part.setAttribute("aria-label", part.closest(".widget-slider").querySelector("label").textContent);
+    });
+  };
+  for (const type of ["focusin", "pointerover"]) document.addEventListener(type, name, true);
 }
 """
-
+FRAME = "#3594da"  # seen on light and on dark ground
 
 # The button's own words end in how many files it was given last, which reads as how many there are.
-LOOK = """<style>
-.patchcore-upload button { font-size: 0; }
-.patchcore-upload button::after { content: attr(title); font-size: var(--jp-widgets-font-size, 13px); }
+LOOK = f"""<style>
+.patchcore-upload button {{ font-size: 0; color: var(--jp-ui-font-color1); }}
+.patchcore-upload button::after {{ content: attr(title); font-size: var(--jp-widgets-font-size, 13px); }}
+.patchcore :focus-visible {{ outline: 3px solid {FRAME} !important; outline-offset: 2px; }}
+.patchcore-said, .patchcore-said td, .patchcore-said th {{ color: var(--jp-ui-font-color1, black); }}
+.patchcore-said td, .patchcore-said th {{ padding: 0 12px 0 0; text-align: left; }}
+.patchcore-said i {{ display: inline-block; width: 12px; height: 12px; border: 1px solid #767676; }}
+.patchcore-picture img {{ max-width: 100%; }}
+.patchcore-marked .noUi-base::before {{
+  content: ""; position: absolute; top: -9px; height: 22px; border-left: 3px solid #e07900; z-index: 1;
+}}
 </style>"""
+
+
+def _common(*parts: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    """The parts of a widget, and what all of them need: how they look, and the script."""
+    script = {"output_type": "display_data", "data": {"application/javascript": SCRIPT}, "metadata": {}}
+    return [*parts, ipywidgets.HTML(LOOK), ipywidgets.Output(outputs=(script,))]
 
 
 class Upload(ipywidgets.VBox):
@@ -85,12 +115,11 @@ class Upload(ipywidgets.VBox):
             accept=",".join(("image/*", *IMAGE_SUFFIXES)),  # what browsers know as images is less
             multiple=True,
             tooltip=f"Drop photographs for {folder} here, or click",
-            layout={"width": "90%", "height": "70px", "border": "2px dashed #0072b2"},
+            layout={"width": "90%", "height": "70px", "border": f"2px dashed {FRAME}"},
         )
-        self.text = ipywidgets.HTML()
-        script = {"output_type": "display_data", "data": {"application/javascript": DROP}, "metadata": {}}
-        super().__init__([self.button, self.text, ipywidgets.HTML(LOOK), ipywidgets.Output(outputs=(script,))])
-        self.add_class("patchcore-upload")
+        self.text = ipywidgets.HTML().add_class("patchcore-said")
+        super().__init__(_common(self.button, self.text))
+        self.add_class("patchcore").add_class("patchcore-upload")
         self.button.observe(self._save, names="value")
         self._tell([])
 
@@ -147,29 +176,41 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 class ThresholdSlider(ipywidgets.VBox):
-    """An image, its anomaly map, the map binarised at the slider's threshold, and its ground truth.
+    """An image, its anomaly map, the map cut at the slider's threshold, and its ground truth.
 
-    Above them: precision and recall of the pixels of all test images at that threshold, and the model's own from good
-    images where it has one. It starts at the F1-optimal threshold, with the i-th image. Where widgets do not run, that
-    first picture is shown instead. Raises DataError if the predictions have no masks with defects.
+    In the map that is cut, defective pixels that are found are white, missed ones orange, false alarms blue. Above the
+    pictures: precision, recall and F1 of the pixels of all test images and of this one at that threshold, where F1 of
+    all is best, and the model's own threshold from good images, where it has one. It starts at the best F1, which is
+    marked on the slider and to which a button leads back, with the i-th image. Where widgets do not run, that first
+    picture is shown instead. Raises DataError if the predictions have no masks with defects.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Transform, predictions: Predictions, i: int):
         need(predictions, "no precision and recall", "pixel")
         self._samples, self._transform, self._predictions = samples, transform, predictions
-        self._defective = np.count_nonzero(predictions.masks)
-        self._low, self._high = float(predictions.maps.min()), float(predictions.maps.max())
+        self._sorted = np.sort(predictions.maps, axis=None), np.sort(predictions.maps[predictions.masks])
+        low, high = float(self._sorted[0][0]), float(self._sorted[0][-1])
         names = [(name, n) for n, name in enumerate(predictions.names)]
         self.image = ipywidgets.Dropdown(options=names, value=i, description="image", layout={"width": "60%"})
         self.slider = ipywidgets.FloatSlider(
-            predictions.pixel_threshold, min=self._low, max=self._high, step=(self._high - self._low) / 200,
-            description="threshold", readout_format=".3g", layout={"width": "90%"},
+            predictions.pixel_threshold, min=low, max=high, step=(high - low) / 200, description="threshold",
+            readout_format=".3g", layout={"width": "90%"},
         )  # fmt: skip
-        self.text = ipywidgets.Label()
-        self.picture = ipywidgets.Image(format="png")
-        super().__init__([self.image, self.slider, self.text, self.picture])
+        self.best = ipywidgets.Button(
+            description=f"to the best F1, at {predictions.pixel_threshold:.3g}",
+            layout={"width": "auto", "align_self": "flex-start"},
+        )
+        self.text = ipywidgets.HTML().add_class("patchcore-said")
+        self.picture = ipywidgets.HTML().add_class("patchcore-picture")
+        mark = f"mark-{self.slider.model_id}"
+        share = (predictions.pixel_threshold - low) / (high - low)
+        style = ipywidgets.HTML(f"<style>.{mark} .noUi-base::before {{ left: {share:.2%}; }}</style>")
+        super().__init__(_common(self.image, self.slider, self.best, self.text, self.picture, style))
+        self.slider.add_class("patchcore-marked").add_class(mark)
+        self.add_class("patchcore")
         self.image.observe(lambda _: self._read(), names="value")
         self.slider.observe(lambda _: self._draw(), names="value")
+        self.best.on_click(lambda _: self.slider.set_trait("value", predictions.pixel_threshold))
         self._read()
 
     def _read(self) -> None:
@@ -177,18 +218,44 @@ class ThresholdSlider(ipywidgets.VBox):
         self._draw()
 
     def _draw(self) -> None:
-        threshold, predictions = self.slider.value, self._predictions
-        found = predictions.maps >= threshold
-        right, all_found = np.count_nonzero(found & predictions.masks), np.count_nonzero(found)
-        precision, recall = right / all_found if all_found else 1, right / self._defective
-        own = predictions.alarm_threshold_pixel
-        limit = "" if own is None else f"; from good images: {own:.3g}"
-        self.text.value = f"precision {precision:.3f}, recall {recall:.3f} (pixels of all test images){limit}"
-        shown = panels(self._pixels, predictions, self.image.value, threshold)
-        file = io.BytesIO()
-        segmentation_image(shown, *map_scale(predictions), f"weights: {predictions.weights}").save(file, "PNG")
-        self.picture.value = file.getvalue()
+        threshold, predictions, i = np.float32(self.slider.value), self._predictions, self.image.value
+        found, defective = predictions.maps[i] >= threshold, predictions.masks[i]
+        false, missed, hits = np.bincount((found + 2 * defective).ravel(), minlength=4)[1:].tolist()
+        above, all_hits = (len(values) - int(np.searchsorted(values, threshold)) for values in self._sorted)
+        rows = {
+            "all test images": _rates(all_hits, above - all_hits, len(self._sorted[1]) - all_hits),
+            "this image": _rates(hits, false, missed),
+        }
+        best, own = predictions.metrics["full_pixel_f1"], predictions.alarm_threshold_pixel
+        said = f"The best F1 of all test images is {best:.3f}, at {predictions.pixel_threshold:.3g}"
+        said += "." if own is None else f"; the threshold from good images is {own:.3g}."
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("pixels of", "precision", "recall", "F1"))
+        body = "".join(
+            f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+            for name, cells in rows.items()
+        )
+        counts = {"found": (3, hits), "missed": (2, missed), "false alarms": (1, false)}
+        legend = " &emsp; ".join(
+            f'<i style="background: rgb{tuple(MASK[colour].tolist())}"></i> {name}: {n} pixels'
+            for name, (colour, n) in counts.items()
+        )
+        self.text.value = f"<table><tr>{head}</tr>{body}</table>{said}<br>{legend}"
+        shown = panels(self._pixels, predictions, i, float(threshold))
+        shown[next(title for title in shown if title.startswith("map"))] = MASK[found + 2 * defective]
+        caption = f"white: found, orange: missed, blue: false alarms   weights: {predictions.weights}"
+        with io.BytesIO() as file:
+            segmentation_image(shown, *map_scale(predictions), caption).save(file, "PNG")
+            self._png = b64encode(file.getvalue()).decode()
+        words = ", ".join(f"{n} pixels {name}" for name, (_, n) in counts.items())
+        words = html.escape(f"{predictions.names[i]}: {', '.join(shown)}. At this threshold {words}.")
+        self.picture.value = f'<img src="data:image/png;base64,{self._png}" alt="{words}" decoding="sync">'
 
     def _repr_mimebundle_(self, **options) -> dict:
-        """The widget, and the picture for readers that run none."""
-        return super()._repr_mimebundle_(**options) | {"image/png": b64encode(self.picture.value).decode()}
+        """The widget, and for readers that run none the picture, with its words as HTML."""
+        return super()._repr_mimebundle_(**options) | {"image/png": self._png, "text/html": self.picture.value}
+
+
+def _rates(hits: int, false: int, missed: int) -> tuple[str, str, str]:
+    """Precision, recall and F1 as they are read; a dash where there is nothing to divide by."""
+    pairs = (hits, hits + false), (hits, hits + missed), (2 * hits, 2 * hits + false + missed)
+    return tuple(f"{part / whole:.3f}" if whole else "&ndash;" for part, whole in pairs)

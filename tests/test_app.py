@@ -203,9 +203,10 @@ def test_fit_refuses(data, model, tmp_path):
 
 
 def test_layers_by_network():
-    assert set(app.LAYERS) == set(re.findall(r"^\| `(dinov\d_\w+)`", (REPOSITORY / "docs/backbones.md").read_text(), re.M))
+    page = (REPOSITORY / "docs/backbones.md").read_text()
+    assert set(app.LAYERS) == set(re.findall(r"^\| `(dinov\d_\w+)`", page, re.M))
     for name, layers in app.LAYERS.items():
-        row = re.search(rf"^\| `{name}`.*$", (REPOSITORY / "docs/backbones.md").read_text(), re.M)[0]
+        row = re.search(rf"^\| `{name}`.*$", page, re.M)[0]
         assert ", ".join(f"`{layer}`" for layer in layers) in row
 
 

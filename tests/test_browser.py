@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WORKSHOP = "notebooks/workshop.ipynb"
 TASK = "notebooks/task4_masks.ipynb"  # the one with a slider
 OWN = "notebooks/own_parts.ipynb"  # the one that photographs are uploaded to
+NOTEBOOKS = tuple(sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")))
 TOKEN = "a-token-of-the-workshop"
 CHROMIUM = shutil.which("chromium")
 # the picture as it is drawn on the screen: a new address alone would not show that it changed
@@ -42,11 +43,15 @@ def wait(done, seconds, what):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def lab(work, tmp_path_factory):
     """The address of a JupyterLab in a work folder like a user's, without the settings of whoever runs this."""
-    work = tmp_path_factory.mktemp("work")
     shutil.copytree(REPOSITORY / "notebooks", work / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    for name in ("bin", "utils.py", "README.md"):
+    for name in ("bin", "utils.py", "questions.py", "README.md", "docs"):
         (work / name).symlink_to(REPOSITORY / name)
     own = tmp_path_factory.mktemp("settings")
     # without TQDM_DISABLE: bars are part of what is tested
@@ -175,7 +180,7 @@ def test_task(page, lab, shoot):
     assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
     expect(notebook.get_by_text("Error displaying widget")).to_have_count(0)
 
-    figure = notebook.locator(".jp-OutputArea .jp-RenderedImage img").first
+    figure = notebook.locator(".jp-OutputArea .jp-RenderedHTMLCommon img[alt]").first
     figure.hover()  # scrolls until it is there; cells far away have no height yet, so that one scroll may miss
     expect(figure).to_be_in_viewport(ratio=0.5)
     shoot("task_figure")
@@ -290,6 +295,135 @@ def test_own_parts(page, lab, parts, shoot, tmp_path):
     assert read.locator("img").count() >= 3
     wait(lambda: read.locator("img").evaluate_all(drawn), 10, "drawing of every picture")
     apart.close()
+
+
+def write(page, cell, source):
+    """Type into a code cell, in place of what is there."""
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(source)
+
+
+def run_cell(page, cell):
+    """Run one cell -> what it prints."""
+    prompt = cell.locator(".jp-InputArea-prompt")
+    before = prompt.inner_text()
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    wait(
+        lambda: re.fullmatch(r"\[\d+\]:", prompt.inner_text()) and prompt.inner_text() != before, 60, "end of the cell"
+    )
+    return cell.locator(".jp-OutputArea").inner_text()
+
+
+def cell_of(notebook, text):
+    return notebook.locator(".jp-CodeCell", has_text=text).first
+
+
+def reopen(page, lab, path, pictures):
+    """What was saved is whole without its kernel: every picture, and no widget that is not there."""
+    notebook = open_notebook(page, lab, path)
+    for cell in notebook.locator(".jp-Cell").all():
+        cell.scroll_into_view_if_needed()
+    expect(notebook.get_by_text("Error displaying widget")).to_have_count(0)
+    expect(notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
+    assert notebook.locator(".jp-OutputArea img").count() >= pictures
+    return notebook
+
+
+def pictures_of(cells):
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("task1_train", "task4_masks"), pytest.param(NOTEBOOKS, marks=pytest.mark.long)],
+    ids=["two", "all"],
+)
+def test_half_a_day(page, lab, work, names, shoot, tmp_path):
+    for name in names:
+        path = f"notebooks/{name}.ipynb"
+        cells = run_all(page, lab, open_notebook(page, lab, path), path)
+        assert [
+            o for c in cells for o in c["outputs"] if o["output_type"] == "error" or o.get("name") == "stderr"
+        ] == []
+        reopen(page, lab, path, pictures_of(cells))
+        shoot(f"half_day_{name}_reopened")
+
+    # answers, after lunch: the kernel is new
+    notebook = open_notebook(page, lab, TASK)
+    choose(page, "Run", "Run All Cells")
+    question, answer = cell_of(notebook, "questions.task4_masks"), cell_of(notebook, "my_threshold = ...")
+    expect(question.locator(".jp-OutputArea")).to_contain_text("Not answered yet", timeout=120_000)
+    for source, said in {
+        "'8'": "Not yet: '8' is a text: write it without quotes",
+        "predictions.pixel_threshold": "that is the threshold of the pixels",
+        "predictions.scores[predictions.labels == 1].min()": "Right.",
+    }.items():
+        write(page, answer, f"my_threshold = {source}")
+        run_cell(page, answer)
+        assert said in run_cell(page, question)
+        answer = cell_of(notebook, "my_threshold = ")
+    shoot("half_day_answered")
+
+    # another size: its results lie beside the others, which the next task takes, and says so
+    notebook = open_notebook(page, lab, "notebooks/task1_train.ipynb")
+    parameters = cell_of(notebook, "RESIZE, IMAGESIZE")
+    (source,) = (
+        c["source"] for c in code_cells(page, lab, "notebooks/task1_train.ipynb") if "RESIZE, IMA" in c["source"]
+    )
+    write(page, parameters, source.replace("256, 224", "64, 56"))
+    choose(page, "Run", "Run All Cells")
+    expect(cell_of(notebook, "trainer()").locator(".jp-OutputArea")).to_contain_text("Done.", timeout=120_000)
+    assert (work / "experiments/step1/sample_small-starter-56/results.csv").is_file()
+    notebook = open_notebook(page, lab, "notebooks/task2_evaluate.ipynb")
+    cell_of(notebook, "pk.read_results").click()
+    choose(page, "Run", "Run All Above Selected Cell")
+    said = "results of experiments/step1/0000; there are also experiments/step1/sample_small-starter-56: RUN ="
+    expect(cell_of(notebook, "utils.task1_run").locator(".jp-OutputArea")).to_contain_text(said, timeout=60_000)
+    shoot("half_day_another_size")
+
+    # a parameter of the wrong kind: one sentence, and the cell that says so is in view
+    notebook = open_notebook(page, lab, "notebooks/task1_train.ipynb")
+    write(page, cell_of(notebook, "RESIZE, IMAGESIZE"), source.replace("pk.list_categories(DATA)", '"pill"'))
+    choose(page, "Run", "Run All Cells")
+    error = notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+    expect(error).to_have_text("CATEGORIES is 'pill', which is no list: write ['pill']", timeout=60_000)
+    expect(error).to_be_in_viewport()
+    shoot("half_day_wrong_kind")
+
+    # other data at noon, with results of its own; then the first again
+    mvtec = work / "data/mvtec_anomaly_detection"
+    pk.draw_sample_data(mvtec, ("wood",), train=6, good=3, defective=3, size=96, progress=False)
+    write(page, cell_of(notebook, "RESIZE, IMAGESIZE"), source)
+    choose(page, "Kernel", "Restart Kernel and Run All Cells…")
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    trained = cell_of(notebook, "trainer()").locator(".jp-OutputArea")
+    expect(trained).to_contain_text("experiments/step1/mvtec_anomaly_detection-starter-224", timeout=120_000)
+    shoot("half_day_other_data")
+    mvtec.rename(tmp_path / "away")
+    notebook = open_notebook(page, lab, TASK)
+    choose(page, "Run", "Run All Cells")
+    expect(cell_of(notebook, "questions.task4_masks").locator(".jp-OutputArea")).to_contain_text(
+        "Right.", timeout=120_000
+    )
+    expect(error).to_have_count(0)
+
+
+def test_a_stop_is_a_sentence(page, lab, shoot):
+    """The square button, while a cell far down runs; the page is at its top."""
+    notebook = open_notebook(page, lab, "notebooks/task1_train.ipynb")
+    trainer = cell_of(notebook, "trainer()")
+    write(page, trainer, "import time\ntime.sleep(60)  # trainer()")
+    choose(page, "Run", "Run All Cells")
+    before = cell_of(notebook, "utils.get_train_args").locator(".jp-InputArea-prompt")
+    expect(before).to_have_text(re.compile(r"\[\d+\]:"), timeout=60_000)
+    notebook.locator(".jp-MarkdownOutput h1").first.scroll_into_view_if_needed()
+    choose(page, "Kernel", "Interrupt Kernel")
+    error = notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+    expect(error).to_have_text("Stopped. Run the cell again to go on.")
+    expect(error).to_be_in_viewport()
+    shoot("stopped")
 
 
 def test_links_open_the_tasks(page, lab, shoot):

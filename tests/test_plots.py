@@ -9,9 +9,10 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import patchcore_kit as pk
-from patchcore_kit import plots
+from patchcore_kit import charts, plots
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import as_samples
+from patchcore_kit.errors import short
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
 from patchcore_kit.reasons import Explanation, Normal, Region
 from patchcore_kit.transforms import Transform
@@ -182,12 +183,28 @@ def test_histograms_count_everything_and_label_the_threshold(predictions):
         (plots.pixel_histogram, predictions.pixel_threshold, predictions.maps.size),
     ):
         ax = draw(predictions)
-        assert sum(bar.get_height() for bar in ax.patches) == total
+        good, defective = (bars.get_data() for bars in ax.patches)
+        assert np.nansum(good.values) + np.nansum(defective.values) == total
         (line,) = ax.lines
         assert list(line.get_xdata()) == [threshold, threshold]
         assert f"F1-optimal threshold {threshold:.3g}" in texts(ax.figure)
-        good, defective = (bars.patches[0].get_facecolor() for bars in ax.containers)
-        assert good != defective
+
+
+def test_no_bar_of_a_histogram_lies_on_both_sides_of_a_threshold(calibrated):
+    for draw, values, labels, thresholds in (
+        (plots.image_histogram, calibrated.scores, calibrated.labels == 1, ["image_threshold"]),
+        (plots.image_histogram, calibrated.scores, calibrated.labels == 1, ["alarm_threshold", "defective_threshold"]),
+        (plots.pixel_histogram, calibrated.maps, calibrated.masks, ["pixel_threshold"]),
+        (plots.pixel_histogram, calibrated.maps, calibrated.masks, ["alarm_threshold_pixel"]),
+    ):
+        for threshold in (getattr(calibrated, name) for name in thresholds):
+            called = values >= threshold if len(thresholds[0]) == 15 else values > threshold
+            for bars, part in zip(draw(calibrated).patches, (~labels, labels), strict=True):
+                counts, edges, _ = bars.get_data()
+                right = edges[:-1] >= np.float32(threshold)
+                assert np.nansum(counts[right]) == (called & part).sum()
+                widths = np.diff(edges)
+                assert len(counts) < 60 and np.median(widths) < 2 * widths.max()
 
 
 def test_histograms_need_the_truth(predictions):
@@ -231,30 +248,105 @@ def test_scores_by_defect_has_good_first_and_every_image(predictions):
 
 def test_roc_curve_shows_its_threshold(predictions):
     ax = plots.roc_curve(predictions)
+    assert ax.get_xlim() == ax.get_ylim() == (0, 1)
     false_rate, true_rate = (float(data[0]) for data in ax.lines[-1].get_data())
     found = predictions.scores >= predictions.image_threshold
     assert true_rate == found[predictions.labels == 1].mean() and false_rate == found[predictions.labels == 0].mean()
 
 
-def test_bars_are_sorted_in_each_panel_without_the_mean(table):
-    axes = plots.metric_bars(table)
+def test_points_are_sorted_in_each_panel_without_the_mean(table):
+    axes = plots.metric_dots(table)
     assert len(axes) == len(pk.METRICS)
     for metric, ax in zip(pk.METRICS, axes, strict=True):
-        widths = [bar.get_width() for bar in ax.patches]
-        assert widths == sorted(table[metric].drop("Mean"))  # best on top
+        assert list(ax.lines[0].get_xdata()) == sorted(table[metric].drop("Mean"))  # best on top
         assert f"mean {table.loc['Mean', metric]:.3f}" in ax.get_title()
+        low, high = ax.get_xlim()
+        assert 0 <= low < table[metric].min() and table[metric].max() <= high <= 1
 
 
-def test_published_figures_stand_at_their_category(table):
+def test_published_figures_are_compared_with_the_same_categories(table, caplog):
     published = pk.published_results()
-    (ax,) = plots.metric_bars(table, ["instance_auroc"], published)
-    points = ax.lines[0]
+    table.loc["mvtec_cable", "full_pixel_auroc"] = np.nan
+    (ax,) = plots.metric_dots(table, ["instance_auroc"], published)
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert list(points.get_xdata()) == [published.loc[f"mvtec_{name}", "instance_auroc"] for name in names]
-    ax = plots.metric_distributions(table, published)
-    numbers = [len(points.get_offsets()) for points in ax.collections]
-    assert sorted(numbers) == [3] * len(pk.METRICS) + [15] * 4
-    assert "published" in texts(ax.figure)
+    assert list(ax.lines[1].get_xdata()) == [published.loc[f"mvtec_{name}", "instance_auroc"] for name in names]
+    table = table.rename(index={"mvtec_grid": "mvtec_own"})
+    axes = plots.metric_distributions(table, published, ["instance_auroc", "full_pixel_auroc", "full_pro"])
+    assert [[len(line.get_xdata()) for line in ax.lines] for ax in axes] == [[3, 2], [2, 1], [3]]
+    assert "published (wide ResNet-50, ImageNet): 2 of these 3 categories" in texts(axes[0].figure)
+
+
+def many(count, seed=0, **columns):
+    """A results table of so many categories with names of all lengths, all metrics and intervals."""
+    random = np.random.default_rng(seed)
+    values = (1 - random.random((count, len(pk.METRICS))) ** 3 * 0.5).round(2)  # some equal, most near 1
+    names = [f"mvtec_{'part_number_' * (n % 3)}{n}" for n in range(count)]
+    table = pd.DataFrame(values, names, pk.METRICS).rename_axis("Row Names")
+    for metric in pk.METRICS[:6]:
+        table[[f"{metric}_low", f"{metric}_high"]] = np.stack([table[metric] - 0.1, table[metric].clip(upper=1)], 1)
+    return table.assign(weights="random", **columns)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 15])
+def test_points_are_named_and_no_name_lies_over_another(count):
+    table = many(count)
+    for metric, ax in zip(pk.METRICS, plots.metric_distributions(table), strict=True):
+        values = table[metric].sort_values()
+        named = [text.get_text() for text in ax.texts]
+        ends = [values.index[n].removeprefix("mvtec_") for n in (0, -1)]
+        assert {short(name, charts.LONGEST) for name in ends} <= set(named)
+        assert len(named) == count if count <= charts.FEW else len(named) >= 2
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert not any(box.count_overlaps(boxes[:n]) for n, box in enumerate(boxes))
+        low, high = ax.get_xlim()
+        assert 0 <= low < values.min() and values.max() <= high <= 1
+
+
+def test_each_metric_has_an_axis_of_its_own(table):
+    table["full_pro"], table["full_pixel_ap"] = [0.98, 0.99, 1, 0.99], [0.2, 0.3, 0.4, 0.3]
+    axes = plots.metric_distributions(table, None, ["full_pro", "full_pixel_ap"])
+    assert axes[0].get_xlim()[0] > 0.97 and axes[1].get_xlim()[1] < 0.5
+
+
+def test_categories_without_values_are_named_with_the_reason(table):
+    reason = "needs a mask of every defective image, and test/a/0.png and 1 more have none"
+    table["undefined"] = [f"pixel metrics: {reason}", "", "image metrics: needs good and defective images", ""]
+    table.loc["mvtec_bottle", "full_pro"], table.loc["mvtec_grid", "instance_auroc"] = np.nan, np.nan
+    image, pixel = plots.metric_dots(table, ["instance_auroc", "full_pro"])
+    for ax, name, why in ((image, "grid", "of one kind only"), (pixel, "bottle", "masks missing")):
+        assert ax.get_yticklabels()[0].get_text() == name and [text.get_text() for text in ax.texts] == [why]
+        assert "mean of 2 of 3 " in ax.get_title()
+    (ax,) = plots.metric_distributions(table, None, ["full_pro"])
+    assert ax.get_title("right") == "masks missing: bottle"
+    rows = table.drop(index="Mean").assign(category=["a", "b", "c"])
+    (ax,) = plots.metrics_by_size(pd.concat([rows.assign(size=1), rows.assign(size=2)]), ["full_pro"])
+    assert ax.get_title() == "full_pro, mean of 2 of 3\nmasks missing: a"
+
+
+def test_masks_that_a_small_size_empties_are_told():
+    small, large = many(2, category=["a", "b"], size=112, masks=9), many(2, category=["a", "b"], size=224, masks=9)
+    both = pd.concat([small.assign(empty_masks=[3, 5]), large.assign(empty_masks=0)])
+    image, pixel = plots.metrics_by_size(both, ["instance_auroc", "full_pro"])
+    (hollow,) = (line for line in pixel.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata()))
+    assert list(hollow.get_xdata()) == [112] and len(image.lines) == len(pixel.lines) - 1
+    said = "at 112, 8 of 18 masks are empty: these defects do not count"
+    assert said in texts(pixel.figure) and said in pixel.figure.get_label()
+    (ax,) = plots.metrics_by_size(both, ["instance_auroc"])
+    assert said not in texts(ax.figure)
+
+
+@pytest.mark.parametrize(("count", "named"), [(3, 4), (15, 3)])
+def test_lines_are_named_at_their_ends(count, named):
+    rows = [many(count, seed, category=[f"c{n}" for n in range(count)], size=112 + seed) for seed in range(2)]
+    axes = plots.metrics_by_size(pd.concat(rows), pk.METRICS)
+    axes[0].figure.canvas.draw()
+    for metric, ax in zip(pk.METRICS, axes, strict=True):
+        names = [text.get_text() for text in ax.texts]
+        assert len(names) == named and "mean" in names
+        assert {f"c{n}" for n in (rows[1][metric].argmin(), rows[1][metric].argmax())} & set(names)
+        boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]  # without the line to it
+        places = sorted((box.y0 + box.y1) / 2 for box in boxes)
+        assert np.diff(places).min() > 0.9 * max(box.height for box in boxes) and ax.get_ylim()[1] <= 1
 
 
 def test_the_published_table_is_the_references():
@@ -267,9 +359,9 @@ def test_the_published_table_is_the_references():
 
 def test_metrics_that_are_not_defined_are_left_out(table):
     table["full_pro"] = np.nan
-    assert len(plots.metric_bars(table)) == len(pk.METRICS) - 1
+    assert len(plots.metric_dots(table)) == len(pk.METRICS) - 1
     with pytest.raises(pk.DataError, match="no values of full_pro in this table"):
-        plots.metric_bars(table, ["full_pro"])
+        plots.metric_dots(table, ["full_pro"])
 
 
 def test_what_categories_lack_is_told_with_the_reason(table, caplog):
@@ -277,8 +369,8 @@ def test_what_categories_lack_is_told_with_the_reason(table, caplog):
     reason = "pixel metrics: needs a mask"
     table["undefined"] = [reason, "", f"image metrics: needs two; {reason}", ""]
     table.loc[["mvtec_bottle", "mvtec_grid"], pixel] = np.nan
-    assert len(plots.metric_bars(table, ["instance_auroc", "full_pro"])) == 2  # cable has both
-    assert len(plots.metric_bars(table, ["instance_auroc"])) == 1
+    assert len(plots.metric_dots(table, ["instance_auroc", "full_pro"])) == 2  # cable has both
+    assert len(plots.metric_dots(table, ["instance_auroc"])) == 1
     assert plots.defined(table, pk.METRICS) == list(pk.METRICS)
     assert caplog.messages == [
         "no values of full_pro for bottle and 1 more: needs a mask",
@@ -288,7 +380,7 @@ def test_what_categories_lack_is_told_with_the_reason(table, caplog):
     table["full_pro"] = np.nan
     assert plots.defined(table, ["instance_auroc", "full_pro"]) == ["instance_auroc"]
     with pytest.raises(pk.DataError, match="no values of full_pro for bottle and 1 more: needs a mask"):
-        plots.metric_bars(table, ["full_pro"])
+        plots.metric_dots(table, ["full_pro"])
     rows = table.drop(index="Mean").assign(category=["a", "a", "b"], size=[1, 2, 1])
     with pytest.raises(pk.DataError, match="no values of full_pro for a and 1 more: needs a mask"):
         plots.metrics_by_size(rows, ["full_pro"])
@@ -433,9 +525,9 @@ def test_metrics_are_drawn_with_their_intervals():
         {"f": [0.8, 0.9], "f_low": [0.7, 0.85], "f_high": [0.85, 0.95], "category": ["a", "b"], "size": [1, 1]},
         ["mvtec_a", "mvtec_b"],
     )
-    (ax,) = plots.metric_bars(table, ["f"])
-    (bars,) = ax.collections
-    assert sorted((s[0][0], s[1][0]) for s in bars.get_segments()) == [(0.7, 0.85), (0.85, 0.95)]
+    (ax,) = plots.metric_dots(table, ["f"])
+    (lines,) = ax.collections
+    assert sorted((s[0][0], s[1][0]) for s in lines.get_segments()) == [(0.7, 0.85), (0.85, 0.95)]
     assert ax.get_xlim()[0] <= 0.7 and ax.get_xlim()[1] >= 0.95
     (ax,) = plots.metrics_by_size(table, ["f"])
     (mean,) = ax.collections

@@ -2,12 +2,15 @@ import base64
 import datetime
 import html
 import io
+import re
 
+import ipywidgets
 import numpy as np
 import pytest
 from PIL import Image
 
 import patchcore_kit as pk
+from patchcore_kit.plots import GAP, HEADER
 from patchcore_kit.widgets import ThresholdSlider, Upload
 
 NOW = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
@@ -30,42 +33,111 @@ def predictions(samples):
 
 @pytest.fixture
 def slider(samples, predictions):
-    return ThresholdSlider(samples, pk.Transform(64, 56), predictions, 3)
+    return ThresholdSlider(samples, pk.Transform(64, 56), predictions, 0)
 
 
 def shown(slider):
-    return np.asarray(Image.open(io.BytesIO(slider.picture.value)))
+    (png,) = re.findall(r'src="data:image/png;base64,([^"]+)"', slider.picture.value)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def cells(slider):
+    """The numbers below the slider: of all test images, and of this one."""
+    rows = re.findall(r'<th scope="row">([^<]+)</th>((?:<td>[^<]+</td>)+)', slider.text.value)
+    return {name: re.findall(r"<td>([^<]+)</td>", row) for name, row in rows}
+
+
+def rates(found, masks):
+    right = (found & masks).sum()
+    precision, recall = right / found.sum(), right / masks.sum()
+    return [f"{rate:.3f}" for rate in (precision, recall, 2 * right / (found.sum() + masks.sum()))]
 
 
 def test_starts_at_the_best_threshold(slider, predictions):
     assert slider.slider.value == predictions.pixel_threshold
-    assert slider.image.value == 3
+    assert slider.image.value == 0
 
 
 def test_moving_it_redraws_the_mask_and_tells_precision_and_recall(slider, predictions):
     before = shown(slider)
     for threshold in (0.3, 1.2, 1.7):
         slider.slider.value = threshold
-        found = predictions.maps >= threshold
-        right = (found & predictions.masks).sum()
-        precision, recall = right / found.sum(), right / predictions.masks.sum()
-        assert slider.text.value.startswith(f"precision {precision:.3f}, recall {recall:.3f}")
+        found = predictions.maps >= np.float32(threshold)
+        assert cells(slider)["all test images"] == rates(found, predictions.masks)
+        assert cells(slider)["this image"] == rates(found[0], predictions.masks[0])
         assert (shown(slider) != before).any()
         before = shown(slider)
     slider.slider.value = slider.slider.max  # nothing but the highest pixel
-    assert slider.text.value.startswith("precision 1.000, recall 0.000")
+    assert cells(slider)["all test images"][:2] == ["1.000", "0.000"]
+
+
+def test_hits_misses_and_false_alarms_are_told_apart(slider, predictions):
+    slider.slider.value = 1.2
+    predictions.maps[0, -1] = 1.3  # where there is no defect
+    slider._draw()
+    found, masks = predictions.maps[0] >= np.float32(1.2), predictions.masks[0]
+    left = GAP + 2 * (56 + GAP)
+    panel = shown(slider)[HEADER : HEADER + 56, left : left + 56]
+    for name, colour, where in (
+        ("found", (255, 255, 255), found & masks),
+        ("missed", (230, 159, 0), ~found & masks),
+        ("false alarms", (0, 114, 178), found & ~masks),
+    ):
+        assert where.any() and ((panel == colour).all(axis=2) == where).all()
+        assert f"rgb{colour}" in slider.text.value and f"{name}: {where.sum()} pixels" in slider.text.value
+        assert f"{where.sum()} pixels {name}" in slider.picture.value  # its alternative text
+
+
+def test_good_images_have_no_recall(slider, predictions):
+    slider.image.value = next(i for i, label in enumerate(predictions.labels) if label == 0)
+    slider.slider.value = slider.slider.max
+    assert cells(slider)["this image"] == ["&ndash;"] * 3
+
+
+def test_the_best_f1_is_marked_and_one_click_away(slider, predictions):
+    best, low, high = predictions.pixel_threshold, predictions.maps.min(), predictions.maps.max()
+    slider.slider.value = 1.7
+    assert f"The best F1 of all test images is {predictions.metrics['full_pixel_f1']:.3f}, at {best:.3g}" in (
+        slider.text.value
+    )
+    (share,) = re.findall(r"\.noUi-base::before { left: ([0-9.]+)%", "".join(part.value for part in html_of(slider)))
+    assert float(share) == pytest.approx(100 * (best - low) / (high - low), abs=0.01)
+    slider.best.click()
+    assert slider.slider.value == best
+
+
+def html_of(widget):
+    return [part for part in widget.children if isinstance(part, ipywidgets.HTML)]
+
+
+def test_words_take_the_colours_of_the_theme(slider, tmp_path):
+    """No colour of their own, which would be dark on dark; all that has the focus is framed."""
+    for widget in (slider, Upload(tmp_path)):
+        look = next(part.value for part in html_of(widget) if "<style>" in part.value and "focus-visible" in part.value)
+        colours = re.findall(r"[{; ]color: ([^;]+);", look)
+        assert colours and all(colour.startswith("var(--jp-") for colour in colours)
+        assert "patchcore" in widget._dom_classes and ".patchcore :focus-visible { outline: 3px solid" in look
+
+
+def test_widgets_have_names_for_screen_readers(slider, tmp_path):
+    assert (slider.image.description, slider.slider.description) == ("image", "threshold")
+    assert slider.best.description.startswith("to the best F1")
+    assert "Drop photographs for" in Upload(tmp_path).button.tooltip
+    assert re.search(r'<img [^>]*alt="test/[^"]+"', slider.picture.value)
+    assert all(part.tabbable is not False for part in (slider.image, slider.slider, slider.best))
 
 
 def test_another_image_another_picture(slider):
     before = shown(slider)
-    slider.image.value = 0
+    slider.image.value = 5
     assert (shown(slider) != before).any()
 
 
 def test_a_still_picture_where_widgets_do_not_run(slider):
     bundle = slider._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert base64.b64decode(bundle["image/png"]) == slider.picture.value
+    assert f"base64,{bundle['image/png']}" in slider.picture.value
+    assert bundle["text/html"] == slider.picture.value
 
 
 def test_needs_masks(samples, predictions):
