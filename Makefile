@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 PIPENV_VERSION := 2026.10.3
+ZENSICAL_VERSION := 0.0.73
 RUN := .venv/bin/python
 RUFF := .venv/bin/ruff
 # a process for each core, four at most: each takes 2 GB; with a thread each, or they would stand in each other's way
@@ -11,7 +12,8 @@ export PIPENV_VENV_IN_PROJECT := 1
 export PIPENV_IGNORE_VIRTUALENVS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help workshop lab test test-long test-faults test-notebooks-full test-install test-docker sample-data lint benchmark lock clean
+.PHONY: help workshop lab test test-long test-faults test-notebooks-full test-install test-offline test-docker sample-data lint
+.PHONY: benchmark reproduce site prepare reset offline-bundle lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,9 @@ test-notebooks-full: .venv/ready ## run every notebook at full size, each one fi
 test-install: .venv/ready ## install the library as others would, with all it needs, and try it (3 minutes, 6 GB)
 	$(RUN) -m pytest -m full tests/test_package.py
 
+test-offline: .venv/ready ## make the offline bundle and use it without a network (8 minutes, 11 GB)
+	$(RUN) -m pytest -m full tests/test_offline_bundle.py
+
 test-docker: .venv/ready ## build the container and test it; needs a Docker engine
 	$(RUN) -m pytest -m docker tests/test_docker.py
 
@@ -55,19 +60,38 @@ benchmark: .venv/ready ## time the kit: by stage, beside its peers, and as the d
 	$(RUN) benchmarks/peers.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(ANOMALIB),--anomalib $(ANOMALIB))
 	$(RUN) benchmarks/growth.py
 
+reproduce: .venv/ready ## train all of MVTec AD that is found at the published settings, print the difference (BACKBONE=, GPU=)
+	$(RUN) benchmarks/reproduce.py $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(GPU),--gpu $(GPU))
+
+site: .venv/ready .site/ready ## make a site of README, docs and executed notebooks, links checked (minutes; FULL=1: all images)
+	$(RUN) tools/make_site.py $(if $(FULL),--full)
+
+prepare: ## before a class: check this computer, set up, draw, train once, and say what is ready
+	@$$(command -v $(PYTHON) || echo python3) tools/prepare.py
+
+reset: ## for the next class: notebooks and results as shipped; what is there is kept in kept/
+	@$(PYTHON) tools/reset.py
+
+offline-bundle: .venv/ready ## all it takes without a network, in the folder OUT (offline), with the data set DATA if named
+	@$(RUN) tools/offline_bundle.py "$(or $(OUT),offline)" $(if $(DATA),--data "$(DATA)")
+
 lock: .pipenv/ready ## rewrite Pipfile.lock from the Pipfile
 	PATH="$(CURDIR)/.pipenv/bin:$$PATH" $(PYTHON) tools/lock.py
 
 clean: ## remove the environment; data, models and results stay
-	rm -rf .venv .pipenv build *.egg-info
+	rm -rf .venv .pipenv .site site build *.egg-info
 
 .pipenv/ready:
 	$(PYTHON) -m venv .pipenv
 	.pipenv/bin/pip install --quiet pipenv==$(PIPENV_VERSION)
 	touch $@
 
-.venv/ready: Pipfile.lock pyproject.toml | .pipenv/ready
-	@echo "setting up .venv: about 3 minutes, 6.5 GB"
-	.pipenv/bin/pipenv sync --dev
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+.site/ready:
+	$(PYTHON) -m venv .site
+	.site/bin/pip install --quiet zensical==$(ZENSICAL_VERSION)
 	touch $@
+
+# always asked: the script compares what the files hold, not their times, and looks whose environment it is
+.PHONY: .venv/ready
+.venv/ready:
+	@$(PYTHON) tools/environment.py
