@@ -530,9 +530,15 @@ def teaching_category(
     return good[page % len(good)]
 
 
-def example_of(category: pk.Category) -> pk.Sample:
-    """The first test image with a defect; where there is none another image, and says so."""
+def example_of(category: pk.Category, detector: pk.PatchCore | None = None) -> pk.Sample:
+    """The first test image with a defect; where there is none another image, and says so.
+
+    detector: finds the strangest among the first images of each kind of defect.
+    """
     sample = max(category.test or category.train, key=lambda sample: sample.label)
+    if detector and sample.label == 1:
+        firsts = list({one.defect: one for one in reversed(category.test) if one.label == 1}.values())
+        return firsts[int(detector.predict(firsts).scores.argmax())]
     if not category.test:
         print(f"no test images: {sample.name} instead, one that it learns from")
     elif sample.label != 1:

@@ -382,6 +382,14 @@ def test_examples_are_defects_and_false_alarms():
 def test_an_example_of_any_category(sample_root, capsys):
     category = pk.load_category(sample_root, "pill")
     assert utils.example_of(category).label == 1 and capsys.readouterr().out == ""
+    kinds = [sample.defect for sample in category.test if sample.label == 1]
+
+    class Judge:
+        def predict(self, samples):
+            assert [sample.name.rpartition("/")[2] for sample in samples] == ["000.png"] * len(set(kinds))
+            return some_predictions([1] * len(samples), [sample.defect == kinds[-1] for sample in samples])
+
+    assert utils.example_of(category, Judge()).defect == kinds[-1]  # the strangest of the first of each kind
     good = [sample for sample in category.test if sample.label == 0]
     assert utils.example_of(dataclasses.replace(category, test=good)) is good[0]
     assert capsys.readouterr().out == f"no defective test images: {good[0].name} instead\n"
