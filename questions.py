@@ -7,6 +7,8 @@ participant's answer and what the notebook has, and prints what is to be said; t
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -27,12 +29,13 @@ QUESTIONS = (
     "task4_masks", "task5_worst", "task6_best", "task7_image_size", "own_parts",
 )  # fmt: skip
 ANSWERS = Path("report", "answers")
+NUMBER = re.compile(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*")
 
 
 def workshop(answer: object, detector: pk.PatchCore, samples: Sequence[pk.Sample]) -> None:
     """The score of an image whose patches are all in the bank."""
-    keeps_all = pk.PatchCore(detector.backbone, sampler="identity", progress=False).fit(samples[:4])
-    score = float(keeps_all.predict(samples[:1]).scores[0])
+    rows = pk.embed(detector.backbone, pk.load_images(samples[:1], detector.transform)).cpu()
+    score = float(pk.MemoryBank(rows.numpy()).search(rows)[0].max())
     hints = "which row of that bank is nearest to a patch of this image", "how far is a patch from itself"
     ideas = {
         "1 is the limit of an index, this is a distance": 1,
@@ -41,8 +44,8 @@ def workshop(answer: object, detector: pk.PatchCore, samples: Sequence[pk.Sample
     check("workshop", answer, lambda answer: abs(answer - score) < 1e-3, hints, ideas)
 
 
-def by_hand_coreset(answer: object, features: torch.Tensor, starts: Sequence[int], k: int) -> None:
-    """The indices that greedy k-center chooses of (N, D) rows, in order."""
+def by_hand_coreset(answer: object, features: torch.Tensor, starts: Sequence[int], k: int) -> list[int]:
+    """The indices that greedy k-center chooses of (N, D) rows, in order -> those to go on with: the right ones."""
     right = pk.greedy_coreset(features, k, starts, progress=False).tolist()
     order = pk.greedy_coreset(features, k, [right[0]], progress=False).tolist()
     hints = (
@@ -51,12 +54,16 @@ def by_hand_coreset(answer: object, features: torch.Tensor, starts: Sequence[int
     )
     ideas = {
         f"those are {_length(answer)} rows, asked are {k}": lambda chosen: len(chosen) != k,
-        "the same row is chosen again: its own distance must become 0": lambda chosen: len(set(chosen)) < k,
+        "the same row is chosen again: a row that is covered keeps its smaller distance": lambda c: len(set(c)) < k,
         "the first is the farthest from the start points already, not one of them": lambda chosen: chosen[0] in starts,
-        "the first is right; after it the start points still count": lambda chosen: chosen[1:5] == order[:4],
+        "the first is right; after it the distances so far still count: keep the smaller ones": lambda chosen: (
+            chosen[1:5] == order[:4]
+        ),
         "the first is right, the second is not": lambda chosen: chosen[0] == right[0] and chosen[1] != right[1],
     }
-    check("by_hand_coreset", _plain(answer), lambda chosen: _same_choice(chosen, right), hints, ideas, list)
+    answer = _plain(answer)
+    done = check("by_hand_coreset", answer, lambda chosen: _same_choice(chosen, right), hints, ideas, list)
+    return answer if done else right
 
 
 def _same_choice(chosen: list, right: list) -> bool:
@@ -66,27 +73,25 @@ def _same_choice(chosen: list, right: list) -> bool:
 
 
 def by_hand_scores(answer: object, detector: pk.PatchCore, samples: Sequence[pk.Sample]) -> None:
-    """The scores of images, with a bank that was chosen by hand."""
-    right = detector.predict(samples)
-    cells = np.stack([right.maps.reshape(len(samples), -1).mean(axis=1)])[0]
+    """The scores of images."""
+    right = detector.predict(samples).scores
+    rows = pk.embed(detector.backbone, pk.load_images(samples, detector.transform))
+    patches = torch.cdist(rows.cpu(), torch.as_tensor(detector.bank_.rows)).amin(1).square().view(len(samples), -1)
+    mean = patches.mean(1)
     hints = (
         "of each patch the distance to its nearest row of the bank, squared; of each image its strangest patch",
         "torch.cdist(rows, bank).min(dim=1).values ** 2, then .view(images, patches).max(dim=1).values",
     )
     ideas = {
         f"those are {_length(answer)} scores of {len(samples)} images": lambda scores: len(scores) != len(samples),
-        "those are distances, and the reference's scores are their squares": lambda s: _close(
-            np.square(s), right.scores
-        ),
-        "an image is as strange as its strangest patch, not as all of them on average": lambda s: (
-            np.max(s) < cells.max()
-        ),
+        "those are distances, and the reference's scores are their squares": lambda s: _close(np.square(s), right),
+        "an image is as strange as its strangest patch, not as all of them on average": lambda s: _close(s, mean),
     }
-    check("by_hand_scores", _plain(answer), lambda scores: _close(scores, right.scores), hints, ideas, list)
+    check("by_hand_scores", _plain(answer), lambda scores: _close(scores, right), hints, ideas, list)
 
 
-def _close(scores: Sequence[float], right: np.ndarray) -> bool:
-    return len(scores) == len(right) and bool(np.allclose(scores, right, rtol=1e-3, atol=1e-3))
+def _close(scores: Sequence[float], right: Sequence[float]) -> bool:
+    return np.shape(scores) == np.shape(right) and bool(np.allclose(scores, right, rtol=1e-3, atol=1e-3))
 
 
 def _plain(answer: object) -> object:
@@ -105,13 +110,18 @@ def task1_train(answer: object, detector: pk.PatchCore) -> None:
         return len(mine.bank_) / len(detector.bank_) if hasattr(mine, "bank_") else 0
 
     def right(mine: pk.PatchCore) -> bool:
-        return abs(share(mine) - 0.5) < max(0.01, 1 / len(detector.bank_))  # what is left of a patch is dropped
+        close = max(0.01, 1 / len(detector.bank_))  # what is left of a patch is dropped
+        return abs(share(mine) - 0.5) < close and mine.percentage < detector.percentage
 
     hints = "percentage is the share of all patches that the bank keeps", "PERCENTAGE / 2 keeps half as many"
     ideas = {
         "it is not fitted yet: .fit(category.train) fills its memory bank": lambda mine: not share(mine),
         "it keeps as many patches as before": lambda mine: share(mine) == 1,
         "percentage=0.5 keeps half of all patches, not half as many as before": lambda mine: mine.percentage == 0.5,
+        "it keeps more than before": lambda mine: share(mine) > 1,
+        "it has fewer images to learn from, and keeps the same share": lambda mine: (
+            mine.percentage == detector.percentage
+        ),
     }
     check("task1_train", answer, right, hints, ideas, pk.PatchCore)
 
@@ -133,7 +143,7 @@ def task2_evaluate(answer: object, predictions: pk.Predictions) -> None:
 
     hints = (
         "bad[:, None] > good compares all pairs",
-        "their mean is the share; == finds the equal ones, which count half",
+        "the mean of all comparisons is the share; == finds the equal ones, which count half",
     )
     ideas = {
         "a pair of equal scores counts half": gives(7, 9),
@@ -150,7 +160,10 @@ def task3_distributions(answer: object, metrics: pd.DataFrame) -> None:
     if not metrics.notna().any(axis=None):
         print("nothing to check: no metrics")
         return
-    hints = "take of each column the largest value minus the smallest", "then idxmax() names the largest of those"
+    hints = (
+        "take of each column the largest value minus the smallest",
+        "(max() - min()) of the table, and idxmax() of that",
+    )
     ideas = {
         "that is no column of the table": lambda name: name not in metrics,
         "that is where the mean is lowest": metrics.mean().idxmin(),
@@ -170,7 +183,10 @@ def task4_masks(answer: object, predictions: pk.Predictions) -> None:
         alarms = (good >= threshold).sum() == (good >= bad.min()).sum()
         return threshold != pixel and threshold <= bad.min() and bool(alarms)
 
-    hints = "which defective image has the lowest score", "predictions.scores[predictions.labels == 1] are theirs"
+    hints = (
+        "which defective image has the lowest score",
+        "predictions.scores[predictions.labels == 1] are those of all defects",
+    )
     ideas = {
         "that is the threshold of the pixels, images have another": lambda t: t == pixel,
         "that one has the best F1, which may miss some": lambda t: t == predictions.image_threshold,
@@ -209,6 +225,7 @@ def task6_best(answer: object, found: np.ndarray, truth: np.ndarray) -> None:
         "that is over the defect: the recall": both / truth.sum(),
         "that counts the shared pixels twice: the Dice coefficient, or F1": 2 * both / (found.sum() + truth.sum()),
         "that is the share of pixels that agree, with all the good ones": (found == truth).mean(),
+        "that is rounded: compute it": lambda iou: abs(iou - both / either) < 0.005,
         "that is a number of pixels, asked is a share": lambda iou: iou > 1,
     }
     check("task6_best", answer, both / either, hints, ideas)
@@ -216,7 +233,10 @@ def task6_best(answer: object, found: np.ndarray, truth: np.ndarray) -> None:
 
 def task7_image_size(answer: object) -> None:
     """How many times more comparisons at twice the size."""
-    hints = "count the comparisons: patches of the image, times rows of the bank", "each of the two grows four times"
+    hints = (
+        "count the comparisons: patches of the image, times rows of the bank",
+        "patches and rows each grow four times",
+    )
     ideas = {
         "so many times more patches has the image, but the bank grows as well": 4,
         "so many times longer is a side of the image": 2,
@@ -230,11 +250,16 @@ def own_parts(answer: object, predictions: pk.Predictions) -> None:
     if predictions.calibration is None:
         print("nothing to check: the model has no threshold")
         return
-    known = predictions.calibration.look
-    hints = "the lines below Fit say how many could promise it", f"of those take away the {known.n} that are there"
+    known, upper = predictions.calibration.look, predictions.calibration.defective
+    hints = (
+        "the lines below Fit say how many could promise it",
+        f"from how many it takes, subtract the {known.n} that are there",
+    )
     ideas = {
         "so many are there": known.n,
         "so many it takes in all, some are there already": known.needed,
+        "that is for the upper threshold": lambda more: more in (upper.needed, upper.needed - upper.n),
+        "there are too few": 0,
         "there are enough already: then 0 more": lambda more: more < 0,
     }
     check("own_parts", answer, max(0, known.needed - known.n), hints, ideas)
@@ -247,8 +272,10 @@ def check(
     hints: tuple[str, str],
     ideas: Mapping[str, object],
     kind: type = float,
-) -> None:
-    """Say whether an answer is right; if not, which wrong idea it fits, or a hint: the second after another answer.
+) -> bool:
+    """Say whether an answer is right -> whether it is; if not, say which wrong idea it fits, or a hint.
+
+    The second hint comes after another answer.
 
     question: under which name answers are kept. right: the answer, or a function of an answer that says whether it
     holds. ideas: what to say of wrong answers, each as `right`. kind: of the answer where `right` is a function; where
@@ -256,7 +283,7 @@ def check(
     """
     if answer is ...:
         print("Not answered yet: replace the dots above by your answer, then run both cells.")
-        return
+        return False
     if not callable(right):
         kind = str if isinstance(right, str) else float
     said = _wrong_kind(answer, kind)
@@ -264,24 +291,27 @@ def check(
         if said is None and _fits(answer, right):
             _keep(question, answer, right=True)
             print("Right.")
-            return
+            return True
         said = said or next((text for text, wrong in ideas.items() if _fits(answer, wrong)), None)
     except Exception as error:  # whatever a participant's code raises
         said = f"trying it raises {type(error).__name__}: {short(error)}"
     tries = _keep(question, answer, right=False)
     print("Not yet:", said or hints[0] if tries < 2 else "; ".join([*([said] if said else []), hints[1]]))
+    return False
 
 
 def _wrong_kind(answer: object, kind: type) -> str | None:
     """What is wrong with an answer of another kind, None with one of this."""
-    if kind is float and isinstance(answer, str):
-        return f"{answer!r} is a text: write it without quotes"
-    if kind is float and np.size(answer) == 1 and type(np.asarray(answer).item()) in (int, float):
+    if kind is float:
+        if isinstance(answer, str):
+            return f"{answer!r} is a text, not a number" + ": write it without quotes" * bool(NUMBER.fullmatch(answer))
+        value = answer.item() if np.ndim(answer) == 0 and hasattr(answer, "item") else answer
+        if type(value) in (int, float):
+            return "nan is not a number" if math.isnan(value) else None
+    elif isinstance(answer, kind):
         return None
-    if isinstance(answer, kind):
-        return None
-    names = {float: "number", str: "text, in quotes", Callable: "function", list: "list"}
-    return f"{short(repr(answer))} is a {type(answer).__name__}, not a {names.get(kind, kind.__name__)}"
+    names = {float: "a number", str: "a text, in quotes", Callable: "a function", list: "a list"}
+    return f"{short(repr(answer))} is of the kind {type(answer).__name__}, not {names.get(kind, f'a {kind.__name__}')}"
 
 
 def _fits(answer: object, value: object) -> bool:
@@ -320,13 +350,15 @@ def _kept(path: Path) -> dict:
     return {"right": None, "wrong": []}
 
 
-def progress(folder: Path | str | None = None) -> pd.DataFrame:
-    """A row for each question: when it was answered right, None if not yet, and which wrong answers it has got.
+def progress() -> pd.DataFrame:
+    """A row for each question of this work folder: when it was answered right, and which wrong answers it has got."""
+    table = answers_of(pk.work_folder())
+    return table.assign(right=table["right"].fillna("not yet"), wrong=table["wrong"].map(", ".join))
 
-    folder: a work folder, this one if None.
-    """
-    answers = Path(folder or pk.work_folder()) / ANSWERS
-    rows = {name: _kept(answers / f"{name}.json") for name in QUESTIONS}
+
+def answers_of(folder: Path) -> pd.DataFrame:
+    """The same of any work folder: `right` is None if not yet, `wrong` a list."""
+    rows = {name: _kept(folder / ANSWERS / f"{name}.json") for name in QUESTIONS}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["right", "wrong"]).rename_axis("question")
 
 
@@ -336,7 +368,7 @@ def main(folders: tuple[Path, ...]) -> None:
     """A column for each work folder, a row for each question: right or not yet, and how many answers were wrong."""
     columns = {}
     for folder in folders:
-        table = progress(folder)
+        table = answers_of(folder)
         wrong = table["wrong"].map(len)
         said = np.where(table["right"].notna(), "right", np.where(wrong > 0, "not yet", ""))
         cells = [f"{word}, {n} wrong" if n else word for word, n in zip(said, wrong, strict=True)]

@@ -28,7 +28,7 @@ from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 from patchcore_kit.datasets import as_samples
 from patchcore_kit.errors import check_choice, short, whole_number
 from patchcore_kit.files import file_name, numbered, read_json, user_path
-from patchcore_kit.predictions import COLUMNS
+from patchcore_kit.predictions import ALARMS
 from patchcore_kit.weights import find, resolve
 
 # to this output, once it is on the page, and once more when Run All has ended; not when the notebook is opened again
@@ -208,25 +208,41 @@ def _show_error(shell, etype: type, error: BaseException, traceback, tb_offset: 
     display({"application/javascript": SCROLL % (1000 * time.time())}, raw=True)
 
 
-def check_parameters(data: Path, **parameters: object) -> None:
+def check_parameters(data: Path | None, **parameters: object) -> None:
     """Raises SettingsError for the first of a notebook's parameters, by name, that is not of its kind."""
+    metrics = *pk.METRICS, *ALARMS, "image_false_alarms"
     kinds = {
-        "CATEGORY": lambda value: value == "" or check_choice("category", value, pk.list_categories(data)),
-        "METRIC": lambda value: check_choice("metric", value, (*COLUMNS, *pk.COSTS)),
-        "BACKBONE": lambda value: _of_kind("BACKBONE", value, str, "the name of a network, as 'starter'"),
-        "LAYER": lambda value: _of_kind("LAYERS", value, str, "names of layers, as ['layer2', 'layer3']"),
-        "SIZE": lambda value: whole_number("SIZES", value, 1),
-        "PERCENTAGE": lambda value: _of_kind("PERCENTAGE", value, Real, "a share, as 0.1"),
-        "N": lambda value: whole_number("N", value, 1),
-        "DIGITS": lambda value: whole_number("DIGITS", value, 0),
+        "CATEGORY": lambda _, value: value == "" or check_choice("category", value, pk.list_categories(data)),
+        "METRIC": lambda _, value: check_choice("metric", value, metrics),
+        "IMAGESIZE": lambda name, value: whole_number(name, value, 16),
+        "RESIZE": lambda name, value: [whole_number(name, side, 16) for side in _sides(value)],
+        "N": lambda name, value: whole_number(name, value, 1),
+        "DIGITS": lambda name, value: whole_number(name, value, 0),
+        "SHARE": _check_share,
+        "NAME": lambda name, value: _check_kind(name, value, str, "a name, as 'starter' or 'layer2'"),
+        "FOLDER": lambda name, value: _check_kind(name, value, str | Path, "the name of a folder"),
     }
-    lists = {"CATEGORIES": "CATEGORY", "METRICS": "METRIC", "LAYERS": "LAYER", "SIZES": "SIZE"}
+    lists = {"CATEGORIES": "CATEGORY", "METRICS": "METRIC", "LAYERS": "NAME", "SIZES": "IMAGESIZE"}
+    others = {"BACKBONE": "NAME", "DEVICE": "NAME", "PERCENTAGE": "SHARE", "ALARM_RATE": "SHARE"}
+    others |= dict.fromkeys(("GOOD", "JUDGE", "MODEL", "RUN", "RESULTS"), "FOLDER")
     for name, value in parameters.items():
-        for one in _listed(name, value) if name in lists else [value]:
-            kinds[lists.get(name, name)](one)
+        values = _listed(name, value) if name in lists else [value]
+        for one in values:
+            kinds[(lists | others).get(name, name)](name, one)
+        if twice := [one for i, one in enumerate(values) if one in values[:i]]:
+            raise pk.SettingsError(f"{name} names {twice[0]!r} twice: once is enough")
 
 
-def _of_kind(name: str, value: object, kind: type, what: str) -> None:
+def _sides(size: object) -> Sequence:
+    return size if isinstance(size, tuple) else [size]
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
+        raise pk.SettingsError(f"{name} is {value!r}: give a share, above 0 and at most 1, as 0.1")
+
+
+def _check_kind(name: str, value: object, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         raise pk.SettingsError(f"{name} is {value!r}: give {what}")
 
@@ -246,8 +262,10 @@ def run_folder(
     """The folder in experiments/PROJECT for results of this data with these settings: where they are, or a new one.
 
     Names say what is in there, as sample-starter-112. Of task 1 the starter's with the published settings go to 0000,
-    if nothing is there.
+    if nothing is there. Raises SettingsError for settings of the wrong kind.
     """
+    settings = {"BACKBONE": backbone, "LAYERS": layers, "PERCENTAGE": percentage}
+    check_parameters(data, **settings, RESIZE=resize, IMAGESIZE=imagesize)
     wanted = data, backbone, layers, percentage, resize, imagesize
     if there := [run for run in _runs(project) if _made_with(run, *wanted)]:
         return there[0]
@@ -311,18 +329,27 @@ def task1_run(data: Path, backbone: str = "starter") -> Path:
     return chosen
 
 
+def as_run(run: Path | str) -> Path:
+    """A run's folder, there or to be made in experiments. Raises SettingsError for anything else."""
+    check_parameters(None, RUN=run)
+    run = Path(run)
+    if not run.is_dir() and "experiments" not in run.parts:
+        raise pk.SettingsError(f"RUN is {str(run)!r}, which is not there: take a folder of experiments/step1")
+    return run
+
+
 def evaluation_folder(run: Path | str) -> Path:
-    """Where the models of a run are evaluated: in a folder of its name."""
-    return Path("evaluation", Path(run).name)
+    """Where the models of a run are evaluated: in a folder of its name. Raises as `as_run`."""
+    return Path("evaluation", as_run(run).name)
 
 
 def find_or_train(data: Path, run: Path | str, *, backbone: str = "starter", gpu: Sequence[int] = ()) -> Path:
     """The results folder of task 1; where it is missing it is trained now, with task 1's settings.
 
     Trains on the sample data as a whole, or on up to three categories of other data, which take longer.
-    Raises ResultsError if the folder was made from other data.
+    Raises ResultsError if the folder was made from other data, and as `as_run`.
     """
-    run = Path(run)
+    run = as_run(run)
     if not (run / "results.csv").is_file():
         print(f"{run} is not there, task 1 makes it: trained now, with {backbone}")
         categories = pk.list_categories(data)[: None if data.name == "sample" else 3]
@@ -418,11 +445,11 @@ def _call(command: click.Command, args: Sequence[str]) -> None:
     """A script whose results are read at once: its table is not shown."""
     try:
         with redirect_stdout(io.StringIO()):
-            command.main(args, standalone_mode=False)
+            code = command.main(args, standalone_mode=False)
     except click.ClickException as error:
-        if error.exit_code == 130:
-            raise KeyboardInterrupt from None
         raise pk.ResultsError(error.message) from None
+    if code == 130:
+        raise KeyboardInterrupt
 
 
 def _settings(folder: Path) -> dict:
@@ -498,6 +525,14 @@ def examples_of(predictions: pk.Predictions, by: str, n: int, *, worst: bool = F
     return pd.concat(order) if order else table
 
 
+def verdicts_by_defect(table: pd.DataFrame) -> pd.DataFrame:
+    """How many images of each kind have which verdict by the model's own thresholds, of a table of predictions."""
+    found = pd.crosstab(table["defect"], table["verdict"].fillna("unknown"))
+    return found.reindex(
+        columns=["good", "look", "defective", *(["unknown"] if "unknown" in found else [])], fill_value=0
+    )
+
+
 def say_thresholds(predictions: pk.Predictions) -> None:
     """Print the thresholds that the model has from good images, and what they promise."""
     known = predictions.calibration
@@ -570,5 +605,7 @@ def own_photographs(
 
 def _photographs(folder: Path | str) -> list[pk.Sample]:
     folder = user_path(folder)
+    if folder.is_file():
+        raise pk.DataError(f"{folder} is a file: give the folder that its photographs lie in")
     there = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     return pk.load_folder(folder) if there else []

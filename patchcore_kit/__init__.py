@@ -5,7 +5,14 @@
     pk.evaluate(detector.predict(category.test))
 
 Read `datasets`, `transforms`, `backbones`, `patches`, `coreset`, `memory_bank`, `detector` in this order, and you
-have read the method.
+have read the method. All modules by group, each behind those of its line that it builds on (docs/architecture.md):
+
+    files and safety  errors notes progress arrays files reference_format
+    data              images sample_data masks folders datasets data_check transforms image_cache
+    method            weights starter calibration backbones scoring patches appearance coreset memory_bank
+                      suspects growth detector ensemble
+    results           metrics drawing reasons predictions results charts plots experiments report
+    front ends        interrupts judgements watch widgets app cli
 """
 
 import importlib

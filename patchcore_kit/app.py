@@ -13,7 +13,6 @@ has set up no log, as plain lines. Whatever takes time to import is imported whe
 import functools
 import gc
 import glob
-import io
 import json
 import logging
 import os
@@ -25,24 +24,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
 import click
 
 from patchcore_kit.errors import DataError, KitError, ResultsError
-from patchcore_kit.files import file_name, numbered, user_path, writing
+from patchcore_kit.files import user_path
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from patchcore_kit.datasets import Sample
     from patchcore_kit.detector import PatchCore
     from patchcore_kit.ensemble import PatchCoreEnsemble
+    from patchcore_kit.judgements import Judgement
     from patchcore_kit.notes import Notes
     from patchcore_kit.predictions import Predictions
-    from patchcore_kit.watch import Judgement
 
 FAILED = 2  # the exit code, as click's for a wrong option; 1 is an answer: there is something to look at
 DEFAULT_LAYERS = ("layer2", "layer3")  # a ResNet's, and the starter's
@@ -56,15 +53,10 @@ LAYERS = {  # of the networks that have others, where the kit knows which to beg
     "dinov3_convnext_tiny": ("stages.1", "stages.2"),
 }
 BATCH = 8  # photographs judged at a time, once the first one's verdict is out
-PICTURE = 1600  # pixels of a picture's longer side at most
-OUTLINE = (255, 0, 60)
 
 
 class UserPath(click.Path):
-    """A path, ~ for the home folder, which no shell replaces behind an equals sign."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    """A path, ~ for the home folder, which no shell replaces behind an equals sign or in what Python gives."""
 
     def convert(self, value, param, ctx):
         """Text -> Path."""
@@ -269,7 +261,7 @@ def _good(folder: Path) -> "list[Sample]":
     """Good photographs, unsorted or in the usual layout. Raises DataError for a folder of several categories."""
     from patchcore_kit import datasets
 
-    if folder.is_dir() and datasets._is_category(folder):
+    if folder.is_dir() and datasets.is_category(folder):
         category = folder if folder.name not in ("", "..") else folder.resolve()
         samples = datasets.load_category(category.parent, category.name).train
         if not samples:
@@ -327,20 +319,22 @@ def predict(ctx, model, images, out, as_json, weights, gpu):
     A line for each: verdict, index (1 is the limit), where, name, remark; with tabs between them where stdout is no
     terminal. Exit code 0: all good; 1: some are not; 2: some could not be judged.
     """
+    from patchcore_kit import judgements
+
     samples, failed = find_images(images, out)
     tally: Counter[str] = Counter()
-    with _outputs(out) as outputs, _bar(len(samples)) as bar:
+    with judgements.outputs(out) as outputs, _bar(len(samples)) as bar:
         for name, sentence in failed:
-            _tell(_unreadable(name, sentence), as_json, tally)
+            _tell(judgements.unreadable(name, sentence), as_json, tally)
             outputs.add_unreadable(name, sentence)
         for part, predictions, sentence in _judged(model, weights, gpu, samples) if samples else ():
             for i, sample in enumerate(part):
                 if predictions is None:
-                    _tell(_unreadable(sample.name, sentence), as_json, tally)
+                    _tell(judgements.unreadable(sample.name, sentence), as_json, tally)
                     outputs.add_unreadable(sample.name, sentence)
                     continue
-                record = _record(predictions, i) if as_json or out else {}
-                _tell(_judgement(predictions, i), as_json, tally, record)
+                record = judgements.record(predictions, i) if as_json or out else {}
+                _tell(judgements.judgement(predictions, i), as_json, tally, record)
                 outputs.add(sample, predictions, i, record)
             bar.update(len(part))
     ctx.exit(_exit_code(tally, model))
@@ -391,28 +385,28 @@ def _expanded(one: str, skipped: set[Path], notes: "Notes") -> Iterator[Path]:
 
 def _below(folder: Path, skipped: set[Path], notes: "Notes") -> Iterator[Path]:
     """Image files in a folder, then in those below it, sorted; what is left out is noted. skipped: places seen."""
-    from patchcore_kit import datasets
+    from patchcore_kit import folders
     from patchcore_kit.images import IMAGE_SUFFIXES
 
     if folder.resolve() in skipped:
         return
     skipped.add(folder.resolve())  # a link may lead back
-    with datasets._listing(folder):
-        entries = sorted(entry for entry in folder.iterdir() if not datasets._is_litter(entry.name))
+    with folders.listing(folder):
+        entries = sorted(entry for entry in folder.iterdir() if not folders.is_litter(entry.name))
     images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()]
-    keys = {datasets._key(image.stem) for image in images}
+    keys = {folders.folded(image.stem) for image in images}
     for image in images:
-        ending = datasets.MASK_ENDING.search(datasets._key(image.stem))
-        if ending and ending[1] not in datasets.PERHAPS and datasets._key(image.stem)[: ending.start()] in keys:
+        ending = folders.MASK_ENDING.search(folders.folded(image.stem))
+        if ending and ending[1] not in folders.PERHAPS and folders.folded(image.stem)[: ending.start()] in keys:
             notes.add(image, "is left out: it looks like the mask of the image beside it")
         else:
             yield image
     for entry in entries:
-        if entry.is_dir() and datasets._letters(entry.name) in datasets.NO_DEFECTS:
+        if entry.is_dir() and folders.letters(entry.name) in folders.NO_DEFECTS:
             notes.add(entry, "is left out: it seems to hold masks")
         elif entry.is_dir():
             yield from _below(entry, skipped, notes)
-        elif entry.suffix.lower() in datasets.UNREAD_SUFFIXES:
+        elif entry.suffix.lower() in folders.UNREAD_SUFFIXES:
             notes.add(entry, f"left out: of images only {', '.join(IMAGE_SUFFIXES)} are read")
 
 
@@ -445,53 +439,12 @@ def _open(model: Path, weights: str | None, gpu: int | None) -> "PatchCore | Pat
     return load_detector(model, weights, device=_device(gpu), progress=False)
 
 
-def _judgement(predictions: "Predictions", i: int) -> "Judgement":
-    from patchcore_kit.files import printable
-    from patchcore_kit.watch import Judgement
-
-    name, verdict, score = printable(predictions.names[i]), predictions.verdicts[i] or "-", float(predictions.scores[i])
-    index = None if predictions.index is None else float(predictions.index[i])
-    box = None
-    if predictions.evidence is not None:  # of ensembles no regions are known
-        boxes = predictions.evidence.boxes[predictions.evidence.images == i]
-        box = tuple(boxes[0, :4].tolist()) if len(boxes) else None  # the strongest comes first
-    remark = predictions.remarks[i] if predictions.remarks else ""
-    return Judgement(name, verdict, index, box, score, remark)
-
-
-def _unreadable(name: str, sentence: str) -> "Judgement":
-    from patchcore_kit.files import printable
-    from patchcore_kit.watch import UNREADABLE, Judgement
-
-    return Judgement(printable(name), UNREADABLE, remark=sentence)
-
-
-def _record(predictions: "Predictions", i: int) -> dict:
-    """What is known of an image, for JSON."""
-    said = _judgement(predictions, i)
-    regions = [
-        {
-            "box": region.box,
-            "area": region.area,
-            "index": region.index,
-            "nearest": [{"name": near.name, "box": near.box, "distance": near.distance} for near in region.nearest],
-        }
-        for region in (predictions.explain(i).regions if said.box else ())
-    ]
-    known = {"name": said.name, "verdict": said.verdict, "index": said.index, "score": said.score}
-    return known | {"remark": said.remark, "regions": regions}
-
-
-def _no_record(said: "Judgement") -> dict:
-    return {"name": said.name, "verdict": said.verdict, "remark": said.remark, "regions": []}
-
-
 def _tell(said: "Judgement", as_json: bool, tally: Counter, record: dict | None = None) -> None:
     """A line on stdout, at once; of a photograph that cannot be read the reason on stderr."""
     tally[said.verdict] += 1
     if said.verdict == "unreadable":
         click.echo(said.remark, err=True)
-    click.echo(json.dumps(record or _no_record(said)) if as_json else _line(said))
+    click.echo(json.dumps(record or said.record) if as_json else _line(said))
 
 
 def _line(said: "Judgement") -> str:
@@ -521,145 +474,6 @@ def _bar(total: int) -> Iterator:
 
     with tqdm(total=total, leave=False, disable=not sys.stderr.isatty() or sys.stdout.isatty()) as bar:
         yield bar
-
-
-# what predict --out writes
-
-
-@contextmanager
-def _outputs(folder: Path | None) -> "Iterator[_Outputs]":
-    """What is judged is written at the end, also when that comes too early."""
-    outputs = _Outputs(folder)
-    try:
-        yield outputs
-    finally:
-        outputs.write()
-
-
-class _Outputs:
-    """predictions.csv, predictions.jsonl and pictures of what is not good, in a folder; without a folder nothing.
-
-    Raises ResultsError if they cannot be written.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._rows: list[dict] = []
-        self._records: list[dict] = []
-        self._pictures: set[str] = set()
-        if folder:
-            self._remove_earlier()
-            with writing(folder / "predictions.jsonl") as temporary:  # whether that can be, before any work is done
-                temporary.touch()
-
-    def _remove_earlier(self) -> None:
-        """The pictures of an earlier run, which would be taken for this one's.
-
-        Raises ResultsError for tables that are not an earlier run's.
-        """
-        records, table = self.folder / "predictions.jsonl", self.folder / "predictions.csv"
-        try:
-            lines = records.read_text(encoding="utf-8-sig").splitlines() if records.exists() else []
-            pictures = [json.loads(line).get("picture") for line in lines]
-            with table.open(encoding="utf-8-sig") if table.exists() else io.StringIO("name,") as file:
-                ours = file.readline().startswith(("name,", "name;"))  # a spreadsheet may have saved it
-        except (OSError, ValueError, AttributeError, RecursionError):
-            ours = False
-        if not ours:
-            raise ResultsError(f"{records} or {table.name} there is no earlier run's: choose another folder for --out")
-        for picture in pictures:
-            picture = self.folder / _inside(str(picture or "-"))
-            if picture.is_file() and picture.is_relative_to(self.folder / "pictures"):
-                picture.unlink()
-
-    def add(self, sample: "Sample", predictions: "Predictions", i: int, record: dict) -> None:
-        """What is said of one image."""
-        if not self.folder:
-            return
-        if record["verdict"] != "good":
-            name = self._free(sample.name)
-            try:
-                picture = draw(sample, predictions, i, record["regions"])
-            except DataError as error:  # it was there a moment ago
-                click.echo(str(error), err=True)
-            else:
-                with writing(self.folder / name) as temporary:
-                    picture.save(temporary, "JPEG", quality=90)
-                record["picture"] = name.as_posix()
-        self._records.append(record)
-        self._rows += predictions.of([i]).table().to_dict("records")
-
-    def add_unreadable(self, name: str, sentence: str) -> None:
-        """What is said of one that cannot be judged."""
-        said = _unreadable(name, sentence)
-        self._records.append(_no_record(said))
-        self._rows.append({"name": said.name, "verdict": said.verdict, "remark": sentence})
-
-    def _free(self, name: str) -> PurePosixPath:
-        """A place for the picture, below the folder, that no other picture of this run has."""
-        *folders, last = _inside(name).with_suffix("").parts
-        folder = PurePosixPath("pictures", *map(file_name, folders))
-        paths = (folder / f"{unique}.jpg" for unique in numbered(file_name(last)))
-        free = next(path for path in paths if str(path).casefold() not in self._pictures)
-        self._pictures.add(str(free).casefold())
-        return free
-
-    def write(self) -> None:
-        """The two tables."""
-        if not self.folder:
-            return
-        import pandas as pd
-
-        columns = list(max(self._rows, key=len, default={"name": "", "verdict": ""}))
-        if any("remark" in row for row in self._rows) and "remark" not in columns:
-            columns.insert(columns.index("map_max"), "remark")
-        with writing(self.folder / "predictions.csv") as temporary:
-            table = pd.DataFrame(self._rows, columns=columns)
-            if "label" in table:
-                table = table.astype({"label": "Int64"})  # which unreadable ones have none of
-            table.to_csv(temporary, index=False, errors="backslashreplace")
-        with writing(self.folder / "predictions.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records), encoding="utf-8")
-
-
-def _inside(name: str) -> PurePosixPath:
-    """A path without what would lead out of a folder that it is put behind."""
-    inside = [part for part in PurePosixPath(name).parts if part not in ("/", "//", "..")]
-    return PurePosixPath(*inside or ["_"])
-
-
-def draw(sample: "Sample", predictions: "Predictions", i: int, regions: Sequence[dict]) -> "Image.Image":
-    """The photograph, what is above the map's threshold outlined, and boxes around it with each one's index.
-
-    Raises DataError if it cannot be read.
-    """
-    import scipy.ndimage
-    from PIL import Image, ImageDraw, ImageFont
-
-    from patchcore_kit.images import read_rgb
-    from patchcore_kit.notes import Notes
-
-    photograph = read_rgb(sample.source, bits=predictions.transform.bits, notes=Notes(), name=sample.where)
-    scale = min(1.0, PICTURE / max(photograph.size))
-    if scale < 1:
-        photograph = photograph.resize([max(1, round(side * scale)) for side in photograph.size])
-    line = max(1, round(max(photograph.size) / 500))
-    if predictions.alarm_threshold_pixel is not None:
-        import numpy as np
-
-        laid = predictions.transform.place(predictions.maps[i], photograph.size[::-1])
-        above = laid > predictions.alarm_threshold_pixel
-        pixels = np.array(photograph)
-        pixels[above & ~scipy.ndimage.binary_erosion(above, iterations=line)] = OUTLINE
-        photograph = Image.fromarray(pixels)
-    pen, font = ImageDraw.Draw(photograph), ImageFont.load_default(max(12, 8 * line))
-    for region in regions:
-        left, top, right, bottom = (side * scale for side in region["box"])
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=OUTLINE, width=line)
-        if region["index"] is not None:
-            at = (left + 2 * line, top + line)
-            pen.text(at, f"{region['index']:.2f}", OUTLINE, font, stroke_width=line, stroke_fill=(255, 255, 255))
-    return photograph
 
 
 # report
@@ -761,13 +575,14 @@ def watch(ctx, model, folder, out, settle, interval, only_new, once, weights, gp
     Verdicts are added to a CSV, from which a new start knows what is done. Ctrl-C ends it. With --once exit codes are
     those of predict.
     """
+    from patchcore_kit import judgements
     from patchcore_kit import watch as watching
     from patchcore_kit.datasets import Sample
 
     detector, tally, stop = _open(model, weights, gpu), Counter(), Event()
 
     def judge(path: Path, name: str) -> "Judgement":
-        return _judgement(detector.predict([Sample(name, path, defect=None)]), 0)
+        return judgements.judgement(detector.predict([Sample(name, path, defect=None)]), 0)
 
     def tell(said: "Judgement") -> None:
         _tell(said, False, tally)

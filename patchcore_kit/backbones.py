@@ -29,169 +29,6 @@ LOGGER = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16")
 
 
-def _build(source: Source, seed: int) -> nn.Module:
-    """The whole network with weights drawn by `seed`; the caller's random state stays as it was."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        if source.library == "patchcore_kit":
-            return Starter().to(memory_format=torch.channels_last).eval()  # as its images are
-        if source.library == "torchvision":
-            options = {}
-            if source.architecture in ("googlenet", "inception_v3"):  # what trained weights come with
-                options = {"transform_input": True, "aux_logits": False, "init_weights": False}
-            return torchvision.models.get_model(source.architecture, weights=None, **options).eval()
-        import timm
-
-        # DINO's transformers were made for more than one size: their position embedding is resampled to the image's
-        options = {"dynamic_img_size": True} if re.match("vit_.*dino", source.architecture) else {}
-        return timm.create_model(source.architecture, num_classes=0, **options).eval()
-
-
-class _Tracer(fx.Tracer):
-    """Writes down the network's steps, and what every module returns, without running it."""
-
-    def __init__(self, network: nn.Module | None = None) -> None:  # None when torch unpickles a cut network
-        self.leaves, functions = (), ()
-        if hasattr(network, "pretrained_cfg"):  # timm's, which knows its modules that cannot be looked into
-            from timm.layers import get_notrace_functions, get_notrace_modules
-
-            self.leaves, functions = tuple(get_notrace_modules()), tuple(get_notrace_functions())
-        super().__init__(autowrap_modules=(math, torchvision.ops), autowrap_functions=functions)
-        self.returned: dict[str, object] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: object, args: tuple, kwargs: dict) -> object:
-        result = super().call_module(m, forward, args, kwargs)
-        self.returned[self.path_of_module(m)] = result
-        return result
-
-
-def _usual_layers(network: nn.Module) -> tuple[str, ...]:
-    """The two layers to begin with, as far as timm describes the network; none for others.
-
-    They are of an eighth and a sixteenth of the image's size, as a ResNet's layer2 and layer3. A transformer's are all
-    of one size: the one halfway, and the one at three quarters.
-    """
-    stages = getattr(network, "feature_info", [])
-    last = {stage["reduction"]: stage["module"] for stage in stages}
-    if len(last) == 1:
-        return tuple(stages[len(stages) * quarters // 4 - 1]["module"] for quarters in (2, 3))
-    return (last[8], last[16]) if {8, 16} <= last.keys() else ()
-
-
-def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModule:
-    """The part of a network that the layers need, sharing its weights: images -> the layers' outputs in order."""
-    modules = dict(network.named_modules())
-    for layer in layers:
-        if not layer or layer not in modules:
-            top = [child for child, _ in network.named_children()]
-            close = difflib.get_close_matches(layer, modules, n=5)
-            usual = [one for one in _usual_layers(network) if one in modules]
-            choices = [" and ".join(usual), " or ".join(close), f"from {', '.join(top)}"]
-            raise SettingsError(f"{name} has no layer {layer!r}: choose {', or '.join(filter(None, choices))}")
-    tracer = _Tracer(network)
-    _, *options = inspect.signature(network.forward).parameters.values()
-    defaults = {option.name: option.default for option in options if option.default is not option.empty}
-    try:
-        graph = tracer.trace(network, defaults)  # only the images are left open
-    except Exception as error:
-        raise SettingsError(
-            f"{name} cannot be cut ({type(error).__name__} when traced): choose another backbone"
-        ) from error
-    finally:
-        tracer.root = None  # what was traced refers to the tracer in a circle, and would keep the network alive
-    outputs = [tracer.returned.get(layer) for layer in layers]
-    for layer, output in zip(layers, outputs, strict=True):
-        if not isinstance(output, fx.Proxy):
-            raise SettingsError(
-                f"layer {layer!r} of {name} is not run as one step with one result: choose a "
-                "layer inside it or beside it"
-            )
-    *steps, end = graph.nodes
-    end.args = ([output.node for output in outputs],)
-    while not steps[-1].users:  # a check of a later shape would keep all that leads to it
-        graph.erase_node(steps.pop())
-    whole = fx.GraphModule(network, graph)
-    whole.graph.eliminate_dead_code()
-    return _freed(fx.GraphModule(network, whole.graph))  # takes along only what the remaining steps use
-
-
-def _freed(network: fx.GraphModule) -> fx.GraphModule:
-    """A network that goes with the last reference to it, its weights at once: its graph refers back to it otherwise."""
-    network.graph.owning_module = None
-    return network
-
-
-def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
-    """What keeps `tensors` from filling `wanted`, or ""."""
-    for name, tensor in wanted.items():
-        if name not in tensors:
-            return f"it has no {name}"
-        given = tensors[name]
-        if given.shape != tensor.shape:
-            return f"its {name} is {tuple(given.shape)}, not {tuple(tensor.shape)}"
-        if given.layout != torch.strided:
-            return f"its {name} is {given.layout}"
-        odd = given.is_complex() or given.dtype == torch.bool  # neither a float nor a whole number
-        if odd or given.is_floating_point() != tensor.is_floating_point():
-            return f"its {name} holds {given.dtype}, not {tensor.dtype}"
-        if not bool(given.isfinite().all()):
-            return f"its {name} holds values that are not finite"
-    return ""
-
-
-def _fill(cut: fx.GraphModule, network: nn.Module, tensors: dict[str, Tensor], path: Path, source: Source) -> None:
-    """Copy a file's weights into the cut network; the file may hold more, but not less."""
-    own = network.state_dict().keys()  # tracing adds constants that no file has
-    wanted = {
-        name: tensor
-        for name, tensor in cut.state_dict().items()
-        if name in own and not name.endswith("num_batches_tracked")
-    }
-    misfit = _misfit(wanted, tensors)
-    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    if misfit and convert:  # timm's translation of older and foreign files, written for whole networks
-        with contextlib.suppress(Exception):
-            converted = convert(tensors, network)
-            if not _misfit(wanted, converted):
-                tensors, misfit = converted, ""
-    if misfit:
-        raise WeightsError(
-            f"{path} does not fit {source.name} up to its last used layer, {misfit}: give weights "
-            f"of {source.architecture}"
-        )
-    cut.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
-
-
-def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """The map that N tokens of an image of this size make, if they make one: then h * w = N."""
-    h = max(1, round(math.sqrt(max(0, tokens) * height / width)))
-    return h, tokens // h
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    crc = 0
-    for name, tensor in sorted(tensors.items()):
-        if "num_batches_tracked" not in name and "_tensor_constant" not in name:  # counters, and tracing's
-            crc = zlib.crc32(tensor.cpu().numpy().tobytes(), zlib.crc32(name.encode(), crc))
-    return f"{crc:08x}"
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions in float32 as on the CPU. GPUs round their input to 10 bits otherwise, and the coreset differs."""
-    if device.type != "cuda":
-        yield
-        return
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 class Backbone:
     """A frozen network that turns images into the feature maps of some of its layers.
 
@@ -290,6 +127,24 @@ class Backbone:
                 )
             return maps
 
+    def _as_map(self, output: Tensor, form: str | int, height: int, width: int) -> Tensor:
+        if form == "NCHW":
+            return output
+        if form == "NHWC":
+            return output.permute(0, 3, 1, 2)
+        tokens = output[:, form:].transpose(1, 2)  # (B, C, N)
+        h, w = _grid(tokens.shape[2], height, width)
+        if h * w != tokens.shape[2]:
+            raise SettingsError(
+                f"{self.name} makes no map of images of {height}x{width} pixels: choose {self._size[0]}x{self._size[1]}"
+            )
+        return tokens.unflatten(2, (h, w))
+
+    def _too_odd(self, height: int, width: int) -> SettingsError:
+        return SettingsError(
+            f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
+        )
+
     def _advice(self, height: int, width: int) -> str:
         """What to choose instead of a size that the network does not take."""
         if self._patch is None:
@@ -312,24 +167,6 @@ class Backbone:
         outputs = (torch.empty(shape, device="meta") for shape in shapes)
         return [self._as_map(output, form, height, width) for output, form in zip(outputs, self._formats, strict=True)]
 
-    def _too_odd(self, height: int, width: int) -> SettingsError:
-        return SettingsError(
-            f"{self.name} does not take images of {height}x{width} pixels: {self._advice(height, width)}"
-        )
-
-    def _as_map(self, output: Tensor, form: str | int, height: int, width: int) -> Tensor:
-        if form == "NCHW":
-            return output
-        if form == "NHWC":
-            return output.permute(0, 3, 1, 2)
-        tokens = output[:, form:].transpose(1, 2)  # (B, C, N)
-        h, w = _grid(tokens.shape[2], height, width)
-        if h * w != tokens.shape[2]:
-            raise SettingsError(
-                f"{self.name} makes no map of images of {height}x{width} pixels: choose {self._size[0]}x{self._size[1]}"
-            )
-        return tokens.unflatten(2, (h, w))
-
     @property
     def multiple(self) -> int:
         """Pixels that both sides of images are best a multiple of: its patches, where it takes no others, else 8."""
@@ -349,19 +186,31 @@ class Backbone:
         return f"Backbone({self.name!r}, layers={self.layers}, weights={self.weights!r}, device='{self.device}')"
 
 
-def find_device(device: str | torch.device) -> torch.device:
-    """A device by its name. Raises SettingsError if it is not there."""
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        if "num_batches_tracked" not in name and "_tensor_constant" not in name:  # counters, and tracing's
+            crc = zlib.crc32(tensor.cpu().numpy().tobytes(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """The map that N tokens of an image of this size make, if they make one: then h * w = N."""
+    h = max(1, round(math.sqrt(max(0, tokens) * height / width)))
+    return h, tokens // h
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in float32 as on the CPU. GPUs round their input to 10 bits otherwise, and the coreset differs."""
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
-        place = torch.device(device)
-    except RuntimeError:
-        place = torch.device("meta")  # as little use as a word that torch does not know
-    if place.type not in ("cpu", "cuda"):
-        raise SettingsError(f"device {str(device)!r} is not known here: choose 'cpu', 'cuda' or 'cuda:1'")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(
-            f"there is no {place} on this machine ({torch.cuda.device_count()} CUDA devices): choose the CPU"
-        )
-    return place
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def load_backbone(
@@ -425,3 +274,154 @@ def load_backbone(
         patch=patch,
         prefix_tokens=prefix_tokens,
     )
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """A device by its name. Raises SettingsError if it is not there."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")  # as little use as a word that torch does not know
+    if place.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device {str(device)!r} is not known here: choose 'cpu', 'cuda' or 'cuda:1'")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"there is no {place} on this machine ({torch.cuda.device_count()} CUDA devices): choose the CPU"
+        )
+    return place
+
+
+def _build(source: Source, seed: int) -> nn.Module:
+    """The whole network with weights drawn by `seed`; the caller's random state stays as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        if source.library == "patchcore_kit":
+            return Starter().to(memory_format=torch.channels_last).eval()  # as its images are
+        if source.library == "torchvision":
+            options = {}
+            if source.architecture in ("googlenet", "inception_v3"):  # what trained weights come with
+                options = {"transform_input": True, "aux_logits": False, "init_weights": False}
+            return torchvision.models.get_model(source.architecture, weights=None, **options).eval()
+        import timm
+
+        # DINO's transformers were made for more than one size: their position embedding is resampled to the image's
+        options = {"dynamic_img_size": True} if re.match("vit_.*dino", source.architecture) else {}
+        return timm.create_model(source.architecture, num_classes=0, **options).eval()
+
+
+def _cut(network: nn.Module, layers: tuple[str, ...], name: str) -> fx.GraphModule:
+    """The part of a network that the layers need, sharing its weights: images -> the layers' outputs in order."""
+    modules = dict(network.named_modules())
+    for layer in layers:
+        if not layer or layer not in modules:
+            top = [child for child, _ in network.named_children()]
+            close = difflib.get_close_matches(layer, modules, n=5)
+            usual = [one for one in _usual_layers(network) if one in modules]
+            choices = [" and ".join(usual), " or ".join(close), f"from {', '.join(top)}"]
+            raise SettingsError(f"{name} has no layer {layer!r}: choose {', or '.join(filter(None, choices))}")
+    tracer = _Tracer(network)
+    _, *options = inspect.signature(network.forward).parameters.values()
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    try:
+        graph = tracer.trace(network, defaults)  # only the images are left open
+    except Exception as error:
+        raise SettingsError(
+            f"{name} cannot be cut ({type(error).__name__} when traced): choose another backbone"
+        ) from error
+    finally:
+        tracer.root = None  # what was traced refers to the tracer in a circle, and would keep the network alive
+    outputs = [tracer.returned.get(layer) for layer in layers]
+    for layer, output in zip(layers, outputs, strict=True):
+        if not isinstance(output, fx.Proxy):
+            raise SettingsError(
+                f"layer {layer!r} of {name} is not run as one step with one result: choose a "
+                "layer inside it or beside it"
+            )
+    *steps, end = graph.nodes
+    end.args = ([output.node for output in outputs],)
+    while not steps[-1].users:  # a check of a later shape would keep all that leads to it
+        graph.erase_node(steps.pop())
+    whole = fx.GraphModule(network, graph)
+    whole.graph.eliminate_dead_code()
+    return _freed(fx.GraphModule(network, whole.graph))  # takes along only what the remaining steps use
+
+
+class _Tracer(fx.Tracer):
+    """Writes down the network's steps, and what every module returns, without running it."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:  # None when torch unpickles a cut network
+        self.leaves, functions = (), ()
+        if hasattr(network, "pretrained_cfg"):  # timm's, which knows its modules that cannot be looked into
+            from timm.layers import get_notrace_functions, get_notrace_modules
+
+            self.leaves, functions = tuple(get_notrace_modules()), tuple(get_notrace_functions())
+        super().__init__(autowrap_modules=(math, torchvision.ops), autowrap_functions=functions)
+        self.returned: dict[str, object] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: object, args: tuple, kwargs: dict) -> object:
+        result = super().call_module(m, forward, args, kwargs)
+        self.returned[self.path_of_module(m)] = result
+        return result
+
+
+def _usual_layers(network: nn.Module) -> tuple[str, ...]:
+    """The two layers to begin with, as far as timm describes the network; none for others.
+
+    They are of an eighth and a sixteenth of the image's size, as a ResNet's layer2 and layer3. A transformer's are all
+    of one size: the one halfway, and the one at three quarters.
+    """
+    stages = getattr(network, "feature_info", [])
+    last = {stage["reduction"]: stage["module"] for stage in stages}
+    if len(last) == 1:
+        return tuple(stages[len(stages) * quarters // 4 - 1]["module"] for quarters in (2, 3))
+    return (last[8], last[16]) if {8, 16} <= last.keys() else ()
+
+
+def _freed(network: fx.GraphModule) -> fx.GraphModule:
+    """A network that goes with the last reference to it, its weights at once: its graph refers back to it otherwise."""
+    network.graph.owning_module = None
+    return network
+
+
+def _fill(cut: fx.GraphModule, network: nn.Module, tensors: dict[str, Tensor], path: Path, source: Source) -> None:
+    """Copy a file's weights into the cut network; the file may hold more, but not less."""
+    own = network.state_dict().keys()  # tracing adds constants that no file has
+    wanted = {
+        name: tensor
+        for name, tensor in cut.state_dict().items()
+        if name in own and not name.endswith("num_batches_tracked")
+    }
+    misfit = _misfit(wanted, tensors)
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if misfit and convert:  # timm's translation of older and foreign files, written for whole networks
+        with contextlib.suppress(Exception):
+            converted = convert(tensors, network)
+            if not _misfit(wanted, converted):
+                tensors, misfit = converted, ""
+    if misfit:
+        raise WeightsError(
+            f"{path} does not fit {source.name} up to its last used layer, {misfit}: give weights "
+            f"of {source.architecture}"
+        )
+    cut.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """What keeps `tensors` from filling `wanted`, or ""."""
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            return f"it has no {name}"
+        given = tensors[name]
+        if given.shape != tensor.shape:
+            return f"its {name} is {tuple(given.shape)}, not {tuple(tensor.shape)}"
+        if given.layout != torch.strided:
+            return f"its {name} is {given.layout}"
+        odd = given.is_complex() or given.dtype == torch.bool  # neither a float nor a whole number
+        if odd or given.is_floating_point() != tensor.is_floating_point():
+            return f"its {name} holds {given.dtype}, not {tensor.dtype}"
+        if not bool(given.isfinite().all()):
+            return f"its {name} holds values that are not finite"
+    return ""

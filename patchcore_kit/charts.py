@@ -37,7 +37,8 @@ def metric_distributions(
     """How each metric of a results table spreads over its categories, on an axis of its own -> axes (metrics,).
 
     A point for each category, the lowest at the bottom, and through it a line, its interval. The lowest, the highest
-    and outliers are named, all where there are few. From five categories on a box holds the middle half.
+    and outliers are named, equal ones together, all where there are few. From five categories on a box holds the middle
+    half.
     published: another such table, drawn below, with the categories that both have. Raises DataError if no metric is
     defined.
     """
@@ -69,7 +70,8 @@ def metric_distributions(
     if len(lanes) > 1:
         figure.legend(lines.values(), lines, loc="outside upper left")
     said = "; ".join(f"{metric} {_range(rows[metric])}{_lacking(rows, metric, ', ')}" for metric in axes)
-    more = "thin lines: intervals of 95 %; grey box, where there is one: the middle half, its line the median"
+    notes = _on_intervals([part for part, *_ in lanes.values()], axes)
+    more = "; ".join([*notes, "grey box, where there is one: the middle half, its line the median"])
     describe(figure, f"Metrics of {len(rows)} categories, a point for each: {said}.", _made_with(table), more)
     figure.draw_without_rendering()  # which says where the points are, so that names can keep clear of them
     for ax, values, places in drawn:
@@ -113,10 +115,11 @@ def metric_dots(
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", alpha=0.3)
         said.append(f"{metric} {mean}, {_range(values)}{_lacking(rows, metric, ', ')}")
-    more = "dotted: mean; thin lines: intervals of 95 %"
+    notes = ["dotted: mean", *_on_intervals([rows], axes)]
     if others is not None:
-        more += f"; diamonds: {PUBLISHED}, {len(others.dropna(how='all'))} of these {len(rows)} categories"
-    describe(figure, f"Metrics of {len(rows)} categories, best first: {'; '.join(said)}.", _made_with(table), more)
+        notes.append(f"diamonds: {PUBLISHED}, {len(others.dropna(how='all'))} of these {len(rows)} categories")
+    words = f"Metrics of {len(rows)} categories, best first: {'; '.join(said)}."
+    describe(figure, words, _made_with(table), "; ".join(notes))
     return np.array(list(axes.values()))
 
 
@@ -153,7 +156,8 @@ def metrics_by_size(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
         _name_ends(ax, values.index[-1], last.to_dict() | {"mean": mean.iloc[-1]})
         means = ", ".join(f"{value:.3g} at {size}" for size, value in mean.items())
         said.append(f"{column} mean{_over(rows, column)} {means}{_lacking(rows, column, ', ')}")
-    notes = ["image size in pixels; black: mean and its interval of 95 %, grey: categories"]
+    interval = " and, where there is one, its interval of 95 %" * any(ax.collections for ax in axes.values())
+    notes = [f"image size in pixels; black: mean{interval}, grey: categories"]
     if any(column in METRICS and _kind_of(column) == "pixel" for column in axes):
         notes += [f"hollow: {sentence}" for sentence in empty.values()]
     words = f"Metrics of {len(rows)} categories by image size: {'; '.join([*said, *notes[1:]])}."
@@ -275,10 +279,23 @@ def _error_bars(ax: Axes, rows: pd.DataFrame, metric: str, places: Sequence, col
         ax.hlines(places, *ends, color=colour, linewidth=1)
 
 
+def _on_intervals(parts: Iterable[pd.DataFrame], metrics: Collection[str]) -> list[str]:
+    """What is said of the intervals of these metrics below a figure of some tables: nothing where there is none."""
+    drawn = any(end.notna().any() for part in parts for metric in metrics for end in _ends(part, metric))
+    return ["thin lines: intervals of 95 %"] * drawn
+
+
 def _range(values: pd.Series) -> str:
-    """From which category's value to which other's, in words."""
-    low, high = values.idxmin(), values.idxmax()
-    return f"from {values[low]:.3f} ({low}) to {values[high]:.3f} ({high})"
+    """From which categories' value to which others', in words."""
+    low, high = (f"{end:.3f} ({_together(values.index[values == end])})" for end in (values.min(), values.max()))
+    return f"from {low} to {high}"
+
+
+def _together(names: Sequence[str]) -> str:
+    """The names of equal values: all if that is short, else the first and how many more."""
+    first, *others = sorted(names)
+    all_names = ", ".join([first, *others])
+    return all_names if len(all_names) <= LONGEST else short(first, LONGEST) + f" +{len(others)}" * bool(others)
 
 
 def _middle_half(ax: Axes, values: pd.Series, lane: int) -> None:
@@ -289,12 +306,19 @@ def _middle_half(ax: Axes, values: pd.Series, lane: int) -> None:
         ax.vlines(median, -lane - 0.4, -lane + 0.4, color="black")
 
 
-def _worth_a_name(values: pd.Series) -> list[str]:
-    """Of sorted values by name: all names if there are few, else of the lowest, the highest and those far outside."""
+def _worth_a_name(values: pd.Series) -> dict[str, str]:
+    """Of sorted values by name: the names whose points are labelled -> the labels.
+
+    All if there are few, else the lowest, the highest and those far outside, equal ones together.
+    """
+    if len(values) <= FEW:
+        return {name: short(name, LONGEST) for name in values.index}
     low, high = values.quantile([0.25, 0.75])
-    room = 1.5 * (high - low) if len(values) > FEW else -1  # the usual definition of outliers
-    outside = values[(values < low - room) | (values > high + room)]
-    return list(dict.fromkeys([values.index[0], values.index[-1], *outside.index]))
+    room = 1.5 * (high - low)  # the usual definition of outliers
+    lowest, *_, highest = values
+    worth = dict.fromkeys([lowest, highest, *values[(values < low - room) | (values > high + room)]])
+    equal = {value: values.index[values == value] for value in worth}
+    return {names[0 if value == lowest else -1]: _together(names) for value, names in equal.items()}
 
 
 def _name_points(ax: Axes, values: pd.Series, places: np.ndarray) -> None:
@@ -304,8 +328,8 @@ def _name_points(ax: Axes, values: pd.Series, places: np.ndarray) -> None:
     taken = [Bbox([centre - 3 * pixel, centre + 3 * pixel]) for centre in centres.values()]
     ends, inside = (values.index[0], values.index[-1]), ax.get_window_extent().expanded(1.02, 1.02)
     style = {"fontsize": "small", "path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 4}
-    for name in _worth_a_name(values):
-        text = ax.text(0, 0, short(name, LONGEST), parse_math=False, in_layout=False, **style)
+    for name, label in _worth_a_name(values).items():
+        text = ax.text(0, 0, label, parse_math=False, in_layout=False, **style)
         for x, y, across, up in BESIDE:
             place = ax.transData.inverted().transform(centres[name] + np.multiply((x, y), pixel))
             text.set(position=place, ha=across, va=up)

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import faiss
 
+from patchcore_kit.app import UserPath
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import Category, list_categories, load_category
@@ -28,9 +29,9 @@ from patchcore_kit.experiments import (
     run_folder,
     train,
 )
-from patchcore_kit.files import user_path
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
+from patchcore_kit.progress import in_notebook
 from patchcore_kit.reference_format import prefixes, read_settings
 from patchcore_kit.results import Results
 from patchcore_kit.scoring import SCORINGS
@@ -60,14 +61,6 @@ class Size(click.ParamType):
         return sides[0] if len(sides) == 1 else sides
 
 
-class UserPath(click.Path):
-    """A path, ~ for the home folder, which no shell replaces in arguments that Python builds."""
-
-    def convert(self, value, param, ctx):
-        """Text -> Path."""
-        return user_path(super().convert(value, param, ctx))
-
-
 def _only(supported: object, reason: str) -> Callable:
     """For an option of the reference that changes nothing there: its default is accepted, anything else refused."""
 
@@ -91,11 +84,13 @@ def _sentence(command: Callable) -> Callable:
         except KitError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
+            if in_notebook():
+                raise click.exceptions.Exit(130) from None  # as a shell's; what to do then, the notebook says
             stopped = click.ClickException(
                 "stopped: finished categories are kept, the same command with --resume goes on (if it has made "
                 "a folder with a number, with that as --log_group)"
             )
-            stopped.exit_code = 130  # as a shell's after Ctrl-C
+            stopped.exit_code = 130
             raise stopped from None
         except OSError as error:  # a file that the system refuses, wherever it is
             if error.filename is None:
@@ -156,9 +151,8 @@ def _report(results: Results, outputs: Outputs) -> None:
     table = results.table()
     shown = table[[column for column in SHOWN if table[column].notna().any()]]
     click.echo(shown.to_string(float_format=lambda v: f"{v:.3f}", na_rep=""))
-    for reason in dict.fromkeys(table["undefined"].dropna()):
-        if reason:
-            click.echo(f"not defined, or not whole: {reason}")
+    for reason, rows in table[table["undefined"].fillna("") != ""].groupby("undefined", sort=False):
+        click.echo(f"{', '.join(rows.index)}: {reason}")
     click.echo(
         f"\nweights: {', '.join(dict.fromkeys(table['weights'].dropna()))}; "
         f"mask rule: {', '.join(dict.fromkeys(table['mask_rule'].dropna()))}"
@@ -170,7 +164,7 @@ def _report(results: Results, outputs: Outputs) -> None:
 
 
 @click.command("dataset")
-@click.argument("name", type=click.Choice(["mvtec"]))
+@click.argument("name", type=click.Choice(["mvtec"]), expose_value=False)
 @click.argument("data_path", type=UserPath())
 @click.option("--subdatasets", "-d", multiple=True, help="A category, as often as needed. None named: all there are.")
 @click.option(
@@ -190,13 +184,17 @@ def _report(results: Results, outputs: Outputs) -> None:
     help="Only 1: all training images are used.",
     type=float,
     default=1,
+    expose_value=False,
     callback=_only(1, "all images train"),
 )
-@click.option("--augment", help=INERT, is_flag=True, callback=_only(False, "it has no effect in the reference either"))
-def dataset(
-    name, data_path, subdatasets, resize, imagesize, bits, batch_size, num_workers, no_image_cache, train_val_split,
-    augment,
-):  # fmt: skip
+@click.option(
+    "--augment",
+    help=INERT,
+    is_flag=True,
+    expose_value=False,
+    callback=_only(False, "it has no effect in the reference either"),
+)
+def dataset(data_path, subdatasets, resize, imagesize, bits, batch_size, num_workers, no_image_cache):
     """Which images, and at what size."""
     if isinstance(resize, tuple) and imagesize is not None:
         raise click.UsageError(

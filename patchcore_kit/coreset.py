@@ -28,7 +28,6 @@ PIVOTS = 500  # choices after which the triangle inequality is asked what can be
 SHELL = 64  # rows that are left out together
 PRODUCTS = 2**18  # distances computed at a time after that
 
-
 Chosen = tuple[np.ndarray, torch.Tensor | None]
 """(k,) indices, and (n,) squared distances of each row to the nearest that is kept, where the sampler knows them."""
 
@@ -58,15 +57,17 @@ class Sampler:
     """choose: (rows, bank, n, k, seed, progress) -> k of the n rows behind the `bank` rows that are kept already.
 
     compares: whether it looks at the rows, (bank + n, d) as `project` makes them; else it is given None.
+    keeps_all: whether it takes every row, whatever the percentage.
     """
 
     choose: Callable[[torch.Tensor | None, int, int, int, int, bool | Line], Chosen]
     compares: bool = True
+    keeps_all: bool = False
 
 
 SAMPLERS = MappingProxyType(
     {
-        "identity": Sampler(_every, compares=False),
+        "identity": Sampler(_every, compares=False, keeps_all=True),
         "greedy_coreset": Sampler(_greedy),
         "approx_greedy_coreset": Sampler(_approx_greedy),
         "random": Sampler(_random, compares=False),
@@ -115,13 +116,13 @@ def select_first(
     *,
     seed: int = 0,
     progress: bool | Line = True,
-) -> tuple[np.ndarray, torch.Tensor | None]:
+) -> Chosen:
     """What `project` makes of n rows, (n, d), None but for samplers that compare -> (k,) indices, as `select`.
 
     And (n,) the squared distance of each row to the nearest that is kept, -inf of these; None but for the greedy ones.
     Raises SettingsError for a percentage that would keep no row.
     """
-    k = n if sampler == "identity" else int(n * percentage)
+    k = n if SAMPLERS[sampler].keeps_all else int(n * percentage)
     if k == 0:
         raise SettingsError(f"percentage {percentage} keeps none of {n} patches: raise it or add images")
     return SAMPLERS[sampler].choose(projected, 0, n, k, seed, progress)
@@ -136,7 +137,7 @@ def select_more(
     *,
     seed: int = 0,
     progress: bool | Line = True,
-) -> tuple[np.ndarray, torch.Tensor | None]:
+) -> Chosen:
     """(M + n, d) projected rows, of which the first M are kept already -> as `select_first`, k more of the other n.
 
     The greedy samplers go on from where the bank is: the row farthest from all that are kept comes next.
@@ -219,21 +220,6 @@ def _matrix_row_norms(features: torch.Tensor) -> torch.Tensor:
     return (len(features) * norms - 2 * products + norms.sum()).clamp(min=0).sqrt().to(features.dtype)
 
 
-def estimate_seconds(features: torch.Tensor, k: int) -> float:
-    """About how long greedy k-center will take for k of these rows (N, D), on this machine.
-
-    On the rows of real images (40 000 to 300 000, 1 to 25 % of them) it took as long as 25 000 sqrt(N k) distances in
-    one product do, within a factor of two. Rows that lie apart in many dimensions take longer.
-    """
-    block, centres = features[:BLOCK], features[:PIVOTS]
-    fastest = math.inf
-    for _ in range(3):
-        started = time.perf_counter()
-        float((block @ centres.T).amin())  # waits for a GPU
-        fastest = min(fastest, time.perf_counter() - started)
-    return 25_000 * math.sqrt(len(features) * k) * fastest / (len(block) * len(centres))
-
-
 @torch.inference_mode()
 def _k_center(
     features: torch.Tensor,
@@ -261,7 +247,7 @@ def _k_center(
     else:
         least = torch.full_like(norms, torch.inf)
         first, *others = centres.split([min(PIVOTS, len(centres)), *_parts(len(centres) - PIVOTS)])
-        _lower_all(least, features, norms, first)
+        _lower_all(least, features, first)
         shells = _Shells(features, norms, first)
         for part in others:
             shells.lower(least, part)
@@ -273,7 +259,7 @@ def _k_center(
             rows = rows[:candidates]
             picks = rows[_greedy_within(features[rows], norms[rows], farthest[:candidates], bound, k - len(chosen))]
             if shells is None:
-                _lower_all(least, features, norms, features[picks])
+                _lower_all(least, features, features[picks])
             else:
                 shells.lower(least, features[picks])
             least[picks] = -np.inf
@@ -283,6 +269,21 @@ def _k_center(
             candidates = min(CANDIDATES, max(candidates, 8 * len(picks)))
             bar.update(len(picks))
     return np.array(chosen, dtype=np.int64), norms + 2 * least
+
+
+def estimate_seconds(features: torch.Tensor, k: int) -> float:
+    """About how long greedy k-center will take for k of these rows (N, D), on this machine.
+
+    On the rows of real images (40 000 to 300 000, 1 to 25 % of them) it took as long as 25 000 sqrt(N k) distances in
+    one product do, within a factor of two. Rows that lie apart in many dimensions take longer.
+    """
+    block, centres = features[:BLOCK], features[:PIVOTS]
+    fastest = math.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        float((block @ centres.T).amin())  # waits for a GPU
+        fastest = min(fastest, time.perf_counter() - started)
+    return 25_000 * math.sqrt(len(features) * k) * fastest / (len(block) * len(centres))
 
 
 def _parts(n: int) -> list[int]:
@@ -307,7 +308,7 @@ def _greedy_within(
     return torch.tensor(picks, device=rows.device)
 
 
-def _lower_all(least: torch.Tensor, features: torch.Tensor, norms: torch.Tensor, centres: torch.Tensor) -> None:
+def _lower_all(least: torch.Tensor, features: torch.Tensor, centres: torch.Tensor) -> None:
     """Update `least` of every row for the rows `centres`."""
     centres, bias = -centres, centres.square().sum(1) / 2
     for block, lowest in zip(features.split(BLOCK), least.split(BLOCK), strict=True):

@@ -28,6 +28,17 @@ from patchcore_kit.calibration import FEWEST, SURE, Threshold
 from patchcore_kit.datasets import Category, Sample
 from patchcore_kit.errors import DataError
 from patchcore_kit.files import user_path
+from patchcore_kit.folders import (
+    GOOD,
+    MASK_ENDING,
+    PUT_IMAGES,
+    UNREAD_SUFFIXES,
+    folded,
+    is_litter,
+    letters,
+    listing,
+    scan_images,
+)
 from patchcore_kit.images import IMAGE_SUFFIXES, Header, bits_for, check_file, largest_value, read_header, read_rgb
 from patchcore_kit.masks import read_mask
 from patchcore_kit.notes import Notes
@@ -150,10 +161,10 @@ def check_folder(folder: Path | str) -> Check:
     """
     folder = user_path(folder)
     found = _Found(folder)
-    with datasets._listing(folder), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with listing(folder), ThreadPoolExecutor(os.cpu_count()) as pool:
         if not folder.is_dir():
             raise DataError(f"no folder {folder}: name the one that holds the images")
-        below = [] if datasets._is_category(folder) else sorted(filter(_is_category, folder.iterdir()))
+        below = [] if datasets.is_category(folder) else sorted(filter(_is_category, folder.iterdir()))
         numbers = [_check(place, found, pool) for place in below or [folder]]
     good = {place.name if below else "": train for place, (train, _) in zip(below or [folder], numbers, strict=True)}
     findings = sorted(found.findings, key=lambda finding: (not finding.fault, list(KINDS).index(finding.kind)))
@@ -161,7 +172,7 @@ def check_folder(folder: Path | str) -> Check:
 
 
 def _is_category(place: Path) -> bool:
-    return not datasets._is_litter(place.name) and place.is_dir() and datasets._is_category(place)
+    return not is_litter(place.name) and place.is_dir() and datasets.is_category(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +212,7 @@ class _Picture:
 
 def _check(place: Path, found: _Found, pool: Executor) -> tuple[int, int]:
     """How many images of one category or unsorted folder can be read: good ones to learn from, and to test."""
-    category = (_category if datasets._is_category(place) else _unsorted)(place, found)
+    category = (_category if datasets.is_category(place) else _unsorted)(place, found)
     samples = category.train + category.test
     largest = max(pool.map(_largest, samples), default=0)
     bits = bits_for(largest) if largest else None
@@ -226,46 +237,14 @@ def _check(place: Path, found: _Found, pool: Executor) -> tuple[int, int]:
     return len(good), len(test)
 
 
-def _files(place: Path, found: _Found) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Image files at any depth, and the parts of their paths below a folder. Other files and broken links are told."""
-
-    def locked(error: OSError) -> None:
-        found.add("unreadable", Path(error.filename), f"cannot be read ({error.strerror}): let yourself read it")
-
-    for folder, folders, names in os.walk(place, onerror=locked, followlinks=True):
-        inside = Path(folder).relative_to(place).parts
-        folders[:] = sorted(n for n in folders if not datasets._is_litter(n)) if len(inside) < DEEPEST else []
-        for path in (Path(folder, name) for name in sorted(names) if not datasets._is_litter(name)):
-            suffix = path.suffix.lower()
-            if path.is_symlink() and not path.exists():
-                found.add("folders", path, "is a link to nothing: mend it or remove it")
-            elif suffix in IMAGE_SUFFIXES:
-                yield path, (*inside, path.name)
-            elif suffix in datasets.UNREAD_SUFFIXES:
-                found.add("left out", path, f"is left out: of images only {', '.join(IMAGE_SUFFIXES)} are read", False)
-
-
-def _unsorted(place: Path, found: _Found) -> Category:
-    """The images of one folder, as if all were good. Raises DataError if there are none."""
-    files = list(_files(place, found))
-    if all(len(parts) > 1 for _, parts in files):
-        datasets.load_folder(place)  # says where there are some
-    for name, count in Counter(parts[0] for _, parts in files if len(parts) > 1).items():
-        found.add(
-            "left out", place / name, f"is a folder of {count} images that is left out: check it by itself", False
-        )
-    found.add("unsorted", place, "learn from these images only if all of them are good", False)
-    return Category(place.name, place, [Sample(path.name, path) for path, parts in files if len(parts) == 1], [])
-
-
 def _category(place: Path, found: _Found) -> Category:
     """Images and their masks, as `load_category` reads them, and those that it would refuse."""
     train, test, masks, wrong = [], [], {}, {}
     for path, (split, *inside) in _files(place, found):
-        split, kind = datasets._letters(split), inside[0] if len(inside) == 2 else ""
-        good = datasets._letters(kind) in datasets.GOOD
+        split, kind = letters(split), inside[0] if len(inside) == 2 else ""
+        good = letters(kind) in GOOD
         if split == "groundtruth" and len(inside) in (2, 3):
-            masks[path if kind else path.parent] = datasets._key(inside[0])
+            masks[path if kind else path.parent] = folded(inside[0])
         elif split in ("train", "test") and len(inside) > 2:
             wrong[path.parent] = "holds images too deep to be read: move them up"
         elif split == "train" and inside:
@@ -281,17 +260,49 @@ def _category(place: Path, found: _Found) -> Category:
     for folder, sentence in wrong.items():
         found.add("folders", folder, sentence)
     if not train and not test:
-        found.add("folders", place, f"has no images in train/good or test: {datasets._kinds()}")
-    by_key = {(datasets._key(s.path.parent.name), datasets._key(s.path.stem)): s for s in test}
+        found.add("folders", place, f"has no images in train/good or test: {PUT_IMAGES}")
+    by_key = {(folded(s.path.parent.name), folded(s.path.stem)): s for s in test}
     mask_of: dict[Path, Path] = {}
     for mask, defect in masks.items():
-        stem = datasets._key(mask.name if mask.is_dir() else mask.stem)
-        sample = by_key.get((defect, stem)) or by_key.get((defect, datasets.MASK_ENDING.sub("", stem)))
+        stem = folded(mask.name if mask.is_dir() else mask.stem)
+        sample = by_key.get((defect, stem)) or by_key.get((defect, MASK_ENDING.sub("", stem)))
         if sample:
             mask_of[sample.path] = mask
         else:
             found.add("mask", mask, f"has no image in test/{mask.parent.name}: add it or remove the mask")
     return Category(place.name, place, train, [replace(s, mask_path=mask_of.get(s.path)) for s in test])
+
+
+def _unsorted(place: Path, found: _Found) -> Category:
+    """The images of one folder, as if all were good. Raises DataError if there are none."""
+    files = list(_files(place, found))
+    if all(len(parts) > 1 for _, parts in files):
+        datasets.load_folder(place)  # says where there are some
+    for name, count in Counter(parts[0] for _, parts in files if len(parts) > 1).items():
+        found.add(
+            "left out", place / name, f"is a folder of {count} images that is left out: check it by itself", False
+        )
+    found.add("unsorted", place, "learn from these images only if all of them are good", False)
+    return Category(place.name, place, [Sample(path.name, path) for path, parts in files if len(parts) == 1], [])
+
+
+def _files(place: Path, found: _Found) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Image files at any depth, and the parts of their paths below a folder. Other files and broken links are told."""
+
+    def locked(error: OSError) -> None:
+        found.add("unreadable", Path(error.filename), f"cannot be read ({error.strerror}): let yourself read it")
+
+    for folder, folders, names in os.walk(place, onerror=locked, followlinks=True):
+        inside = Path(folder).relative_to(place).parts
+        folders[:] = sorted(n for n in folders if not is_litter(n)) if len(inside) < DEEPEST else []
+        for path in (Path(folder, name) for name in sorted(names) if not is_litter(name)):
+            suffix = path.suffix.lower()
+            if path.is_symlink() and not path.exists():
+                found.add("folders", path, "is a link to nothing: mend it or remove it")
+            elif suffix in IMAGE_SUFFIXES:
+                yield path, (*inside, path.name)
+            elif suffix in UNREAD_SUFFIXES:
+                found.add("left out", path, f"is left out: of images only {', '.join(IMAGE_SUFFIXES)} are read", False)
 
 
 def _largest(sample: Sample) -> int:
@@ -300,12 +311,6 @@ def _largest(sample: Sample) -> int:
         return largest_value(sample.path) if read_header(sample.path).bits > 8 else 0
     except DataError:  # told when all of it is read
         return 0
-
-
-def _reduced(source: Path | bytes, bits: int | None, filter: Resampling, name: Path | None = None) -> Image.Image:
-    image = read_rgb(source, bits=bits, notes=Notes(), name=name)
-    scale = SIDE / min(image.size)
-    return image.resize([round(side * scale) for side in image.size], filter) if scale < 1 else image
 
 
 def _look(sample: Sample, learnt: bool, bits: int | None) -> _Picture | DataError | str:
@@ -327,6 +332,12 @@ def _look(sample: Sample, learnt: bool, bits: int | None) -> _Picture | DataErro
     looks = np.array([np.log(white), np.log(detail + 0.3), colourful / white, *(colour[[0, 2]] - colour[1]) / white])
     content, signature = hashlib.sha256(content).digest(), np.asarray(tiny.convert("L"))
     return _Picture(sample.path, sample.defect, learnt, content, header, signature, colour, looks)
+
+
+def _reduced(source: Path | bytes, bits: int | None, filter: Resampling, name: Path | None = None) -> Image.Image:
+    image = read_rgb(source, bits=bits, notes=Notes(), name=name)
+    scale = SIDE / min(image.size)
+    return image.resize([round(side * scale) for side in image.size], filter) if scale < 1 else image
 
 
 def _tell_format(header: Header, largest: int, path: Path, found: _Found) -> None:
@@ -475,10 +486,10 @@ def _tell_refused(category: Category, found: _Found) -> None:
     """What loading the folder says, as far as it was not told."""
     notes, place = Notes(), category.path
     known = [finding.name for finding in found.findings if finding.kind in ("folders", "mask")]
-    steps = [partial(datasets._scan_images, place, notes)]
-    if datasets._is_category(place):
-        steps = [partial(step, place, notes) for step in (datasets._train, datasets._test)]
-        steps.append(partial(datasets._check_beside, category, notes))
+    steps = [partial(scan_images, place, notes)]
+    if datasets.is_category(place):
+        steps = [partial(step, place, notes) for step in (datasets.train_samples, datasets.test_samples)]
+        steps.append(partial(datasets.check_beside, category, notes))
     for step in steps:
         try:
             step()
@@ -486,6 +497,6 @@ def _tell_refused(category: Category, found: _Found) -> None:
             told = str(error).replace(f"{found.folder}{os.sep}", "")
             if not any(name in told for name in known):
                 found.add("folders", place, told)
-    for kind, noticed in notes._noticed.items():
+    for kind, noticed in notes.noticed.items():
         for _, path, sentence in noticed if kind != "suffix" else ():
             found.add("left out", Path(path), sentence, False)

@@ -13,10 +13,8 @@ or ground_truth/<defect>/000/, a folder of masks for each image, as MVTec LOCO h
 import difflib
 import os
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +24,21 @@ from PIL import Image
 
 from patchcore_kit.errors import DataError, SettingsError
 from patchcore_kit.files import printable, user_path, work_folder
-from patchcore_kit.images import IMAGE_SUFFIXES, Frame, check_frame, is_frame, read_header, read_rgb
+from patchcore_kit.folders import (
+    GOOD,
+    MASK_ENDING,
+    MASKS,
+    NO_DEFECTS,
+    PUT_IMAGES,
+    first_image,
+    folded,
+    letters,
+    listing,
+    scan,
+    scan_images,
+    subfolders,
+)
+from patchcore_kit.images import Frame, check_frame, is_frame, read_header, read_rgb
 from patchcore_kit.masks import mask_files, read_mask
 from patchcore_kit.notes import Notes
 
@@ -34,19 +46,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["read_mask", "read_rgb"]  # callers find them here
-
-UNREAD_SUFFIXES = (
-    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jxr", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".psd",
-    ".svg", ".exr", ".hdr", ".pcx", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".raw", ".dcm",
-    ".npy",
-)  # fmt: skip
-LITTER = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
-GOOD = ("good", "ok", "okay", "normal", "pass", "passed", "nominal", "io")  # what people call it, letters only
-MASKS = ("mask", "masks", "gt", "groundtruth", "groundtruths", "label", "labels", "annotation", "annotations",
-         "segmentation", "segmentations")  # fmt: skip
-NO_DEFECTS = ("mask", "masks", "gt", "groundtruth", "groundtruths")  # but folders of masks, in test
-PERHAPS = ("label", "labels", "seg", "segmentation")  # endings that photographs may have as well
-MASK_ENDING = re.compile(r"[ _.-](mask|masks|gt|ground[ _-]?truth|label|labels|seg|segmentation)$")
 
 
 def find_data() -> Path | None:
@@ -123,14 +122,15 @@ def list_categories(root: Path | str) -> list[str]:
     Raises DataError if there is no such folder.
     """
     root = user_path(root)
-    with _listing(root):
+    with listing(root):
         if not root.is_dir():
             raise DataError(f"no data folder {root}: copy the data set there, or name the folder that holds it")
-        return [folder.name for folder in _folders(root) if _is_category(folder)]
+        return [folder.name for folder in subfolders(root) if is_category(folder)]
 
 
-def _is_category(folder: Path) -> bool:
-    return any(_key(below.name) in ("train", "test") and below.is_dir() for below in folder.iterdir())
+def is_category(folder: Path) -> bool:
+    """Whether a folder has `train` or `test`."""
+    return any(folded(below.name) in ("train", "test") and below.is_dir() for below in folder.iterdir())
 
 
 def load_category(root: Path | str, name: str) -> Category:
@@ -149,22 +149,175 @@ def load_category(root: Path | str, name: str) -> Category:
         close = difflib.get_close_matches(name, names, n=1)
         if close:
             hint = f"did you mean {close[0]!r}?"
-        elif _is_category(root):
+        elif is_category(root):
             hint = f"it is a category itself, give {str(root.absolute().parent)!r} and {root.absolute().name!r}"
         else:
             hint = f"categories found: {', '.join(names) or 'none'}"
         raise DataError(f"no category {name!r} in {root}: {hint}")
     path = root / name
     notes = Notes()
-    with _listing(path):
-        category = Category(printable(name), path, _train(path, notes), _test(path, notes))
-        _check_beside(category, notes)
+    with listing(path):
+        category = Category(printable(name), path, train_samples(path, notes), test_samples(path, notes))
+        check_beside(category, notes)
     if not category.train and not category.test:
-        raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {_kinds()}")
+        raise DataError(f"no images in {path / 'train' / 'good'} or {path / 'test'}: {PUT_IMAGES}")
     for sample in category.test:
         _check_sizes(sample)
     notes.tell()
     return category
+
+
+def train_samples(category: Path, notes: Notes) -> list[Sample]:
+    """Good images, in `train/good` or loose in `train`.
+
+    Raises DataError for images in another folder there, which may be defective and would be learnt as good ones.
+    """
+    folder = category / "train"
+    if not folder.is_dir():
+        return []
+    images, kinds = scan_images(folder, notes)
+    samples = [Sample(printable(f"train/{path.name}"), path) for path in images]
+    for kind in kinds:
+        images = _kind(kind, notes)
+        if images and kind.name != "good":
+            raise DataError(
+                f"{kind} holds images, but only good ones are learnt: move them to "
+                f"{folder / 'good'}, or elsewhere if they are defective"
+            )
+        samples += [Sample(printable(f"train/good/{path.name}"), path) for path in images]
+    return samples
+
+
+def _kind(folder: Path, notes: Notes) -> list[Path]:
+    """The images of one kind. Raises DataError for images in folders below, however deep, which would be left out."""
+    images, folders = scan_images(folder, notes)
+    deep = next(filter(None, map(first_image, folders)), None)
+    if deep:
+        raise DataError(f"{deep.parent} holds images too deep to be read: move them up to {folder}")
+    return images
+
+
+def test_samples(category: Path, notes: Notes) -> list[Sample]:
+    """Images by defect and name, with their masks; those outside any sub-folder are of unknown label.
+
+    Raises DataError for a folder that seems to hold good images or masks and would count as a defect.
+    """
+    folder = category / "test"
+    if not folder.is_dir():
+        return []
+    images, kinds = scan_images(folder, notes)
+    samples = [Sample(printable(f"test/{path.name}"), path, None, None) for path in images]
+    masks = _mask_folders(category, kinds)
+    for kind in kinds:
+        images = _kind(kind, notes)
+        if images and kind.name != "good" and letters(kind.name) in GOOD:
+            raise DataError(
+                f"{kind} would count as a defect, but seems to hold good images: rename it to {folder / 'good'}"
+            )
+        if images and letters(kind.name) in NO_DEFECTS and kind not in masks:
+            raise DataError(
+                f"{kind} would count as a defect, but seems to hold masks: move them to "
+                f"{category / 'ground_truth'}/<defect>, or elsewhere"
+            )
+        of = _masks(kind, images, masks[kind], notes) if kind in masks else {}
+        defect = printable(kind.name)
+        samples += [Sample(printable(f"test/{kind.name}/{path.name}"), path, of.get(path), defect) for path in images]
+    return samples
+
+
+def _mask_folders(category: Path, kinds: list[Path]) -> dict[Path, Path]:
+    """Folder of a kind of test image -> folder of its masks. Raises DataError for masks without images."""
+    masked_kinds = subfolders(category / "ground_truth") if (category / "ground_truth").is_dir() else []
+    exact = {kind.name: kind for kind in kinds}
+    loose = {folded(kind.name): kind for kind in kinds if kind.name not in {masked.name for masked in masked_kinds}}
+    folders: dict[Path, Path] = {}
+    for masked in masked_kinds:
+        kind = exact.get(masked.name) or loose.get(folded(masked.name))
+        if kind and kind not in folders:
+            folders[kind] = masked
+        elif first_image(masked):
+            raise DataError(f"masks in {masked} have no images: add {category / 'test' / masked.name} or remove them")
+    return folders
+
+
+def _masks(kind: Path, images: list[Path], folder: Path, notes: Notes) -> dict[Path, Path]:
+    """Image -> its mask: a file, or a folder of files. Raises DataError where it is not certain which is whose."""
+    by_key = defaultdict(list)
+    for image in images:
+        by_key[folded(image.stem)].append(image)
+    files, folders = scan(folder, notes)
+    masks: dict[Path, Path] = {}
+    for mask in files + [below for below in folders if first_image(below)]:
+        name = mask.name if mask in folders else mask.stem
+        key = folded(name)
+        of = by_key.get(key) or by_key.get(MASK_ENDING.sub("", key), [])
+        if len(of) > 1:  # of names that differ in case only, the very same
+            of = [image for image in of if name.startswith(image.stem)] if len({i.stem for i in of}) > 1 else of
+        if not of:
+            raise DataError(
+                f"mask {mask} has no image {MASK_ENDING.sub('', key)} in {kind}: add it or remove the mask; a mask is "
+                "named as its image, or with _mask, _gt, _label or _seg behind"
+            )
+        if len(of) > 1:
+            raise DataError(f"mask {mask} could be of {of[0].name} or {of[1].name}: give those images different names")
+        if of[0] in masks:
+            raise DataError(f"{masks[of[0]]} and {mask} are both masks of {of[0]}: remove one of them")
+        masks[of[0]] = mask
+    return masks
+
+
+def check_beside(category: Category, notes: Notes) -> None:
+    """What lies beside train, test and ground_truth: refused if it is one of them misspelt, or masks, else noted.
+
+    Masks are refused only where images lack theirs.
+    """
+    read = [category.path / name for name in ("train", "test", "ground_truth")]
+    unmasked = next((sample for sample in category.test if sample.label == 1 and not sample.mask_path), None)
+    layout = f"{read[2]}/<defect>/<image>_mask.png"
+    left_out, folders = scan(category.path, notes)
+    for folder in folders:
+        same = next((place for place in read if letters(place.name) == letters(folder.name)), None)
+        if folder in read or (same and same.exists() and same.samefile(folder)) or not first_image(folder):
+            continue
+        if same:
+            raise DataError(f"{folder} is not read: rename it to {same.name}")
+        if letters(folder.name) in MASKS and unmasked:
+            raise DataError(f"the masks in {folder} are not read: move them to {layout}")
+        left_out.append(folder)
+    loose = scan(read[2], notes)[0] if read[2].is_dir() else []
+    if loose and unmasked:
+        raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
+    for place in left_out + loose:
+        notes.add(place, "left out: of a category, the folders in train, test and ground_truth are read")
+    if not unmasked:
+        return
+    for file in (file for depth in ("", "*/", "*/*/") for file in sorted(category.path.glob(f"{depth}*.json"))):
+        if file.is_file() and re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
+            raise DataError(
+                f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
+            )
+
+
+def _check_sizes(sample: Sample) -> None:
+    """Compare the headers of an image and its mask, so that a wrong pair is found before any work is done."""
+    if sample.mask_path is None:
+        return
+    w, h = read_header(sample.path).size
+    for file in mask_files(sample.mask_path):
+        mask_w, mask_h = read_header(file).size
+        if (mask_w, mask_h) != (w, h):
+            raise DataError(
+                f"mask {file} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
+                "export the mask at the image's size"
+            )
+
+
+def category_of(sample: Sample) -> str:
+    """The name of the category that `load_category` has found a sample in, "" of any other sample."""
+    split, *below = sample.name.split("/")
+    if sample.path is None or not below or split not in ("train", "test"):
+        return ""
+    return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
 
 
 def load_folder(folder: Path | str) -> list[Sample]:
@@ -173,14 +326,14 @@ def load_folder(folder: Path | str) -> list[Sample]:
     Raises DataError if the folder is missing or has no images, for broken links, and for masks among the images.
     """
     folder, notes = user_path(folder), Notes()
-    with _listing(folder):
+    with listing(folder):
         if not folder.is_dir():
             raise DataError(f"no folder {folder}: name the one that holds the images")
-        images, folders = _scan_images(folder, notes)
-        inside = [below for below in folders if _first_image(below)]
+        images, folders = scan_images(folder, notes)
+        inside = [below for below in folders if first_image(below)]
         if not images:
-            best = min(inside, key=lambda below: (_letters(below.name) in MASKS, below.name != "train"), default=None)
-            hint = f"name one of its folders, as {_first_image(best).parent}" if best else _kinds()
+            best = min(inside, key=lambda below: (letters(below.name) in MASKS, below.name != "train"), default=None)
+            hint = f"name one of its folders, as {first_image(best).parent}" if best else PUT_IMAGES
             raise DataError(f"no images in {folder}: {hint}")
         for below in inside:
             notes.add(below, "a folder of images within the one that is read, which is left out")
@@ -236,239 +389,3 @@ def _names(paths: list[Path]) -> dict[Path, str]:
     except ValueError:  # on several drives
         return {path: printable(path.absolute().as_posix()) for path in paths}
     return {path: printable(path.absolute().relative_to(common).as_posix()) for path in paths}
-
-
-def _kinds() -> str:
-    return f"put images there ({', '.join(IMAGE_SUFFIXES)})"
-
-
-def _key(name: str) -> str:
-    """A name as it is compared: in lower case and one form of Unicode, which file systems do not agree on."""
-    return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _letters(name: str) -> str:
-    return "".join(character for character in _key(name) if character.isalnum())
-
-
-def _scan(folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
-    """Image files and folders in a folder, sorted, without hidden ones and what servers and systems leave there.
-
-    Image files that are not read are noted. Raises DataError for broken links.
-    """
-    images, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            suffix = name[name.rfind(".") :].lower()
-            if _is_litter(name):
-                continue
-            if entry.is_dir():
-                folders.append(name)
-            elif entry.is_symlink() and not Path(entry).exists():
-                raise DataError(f"{entry.path} is a link to nothing: mend it or remove it")
-            elif suffix in IMAGE_SUFFIXES:
-                images.append(name)
-            elif suffix in UNREAD_SUFFIXES:
-                notes.add(entry.path, f"left out: of images only {', '.join(IMAGE_SUFFIXES)} are read", "suffix")
-    return [folder / name for name in sorted(images)], [folder / name for name in sorted(folders)]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return _scan(folder, Notes())[1]
-
-
-def _scan_images(folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
-    """`_scan`, for images to learn from or to score. Raises DataError also for masks among them."""
-    images, folders = _scan(folder, notes)
-    first: dict[str, Path] = {}
-    for image in images:
-        first.setdefault(_key(image.stem), image)
-    for key, image in first.items():
-        ending = MASK_ENDING.search(key)
-        of = first.get(key[: ending.start()]) if ending else None
-        if of and ending[1] in PERHAPS:
-            notes.add(image, f"is taken as an image of its own: if it is the mask of {of.name}, move it away", "mask")
-        elif of:
-            raise DataError(
-                f"{image} is among the images, but looks like the mask of {of.name}: move masks to "
-                "ground_truth/<defect> of the category, or elsewhere"
-            )
-    for image in images:
-        other = first[_key(image.stem)]
-        if other.stem == image.stem and other is not image:
-            notes.add(image, f"has the name of {other.name}: if one of them is no image, remove it", "twice")
-    return images, folders
-
-
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-def _first_image(folder: Path) -> Path | None:
-    """An image at any depth of a folder, or None."""
-    for place, folders, files in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if not _is_litter(name))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not _is_litter(name):
-                return Path(place, name)
-    return None
-
-
-def _kind(folder: Path, notes: Notes) -> list[Path]:
-    """The images of one kind. Raises DataError for images in folders below, however deep, which would be left out."""
-    images, folders = _scan_images(folder, notes)
-    deep = next(filter(None, map(_first_image, folders)), None)
-    if deep:
-        raise DataError(f"{deep.parent} holds images too deep to be read: move them up to {folder}")
-    return images
-
-
-def _train(category: Path, notes: Notes) -> list[Sample]:
-    """Good images, in `train/good` or loose in `train`.
-
-    Raises DataError for images in another folder there, which may be defective and would be learnt as good ones.
-    """
-    folder = category / "train"
-    if not folder.is_dir():
-        return []
-    images, kinds = _scan_images(folder, notes)
-    samples = [Sample(printable(f"train/{path.name}"), path) for path in images]
-    for kind in kinds:
-        images = _kind(kind, notes)
-        if images and kind.name != "good":
-            raise DataError(
-                f"{kind} holds images, but only good ones are learnt: move them to "
-                f"{folder / 'good'}, or elsewhere if they are defective"
-            )
-        samples += [Sample(printable(f"train/good/{path.name}"), path) for path in images]
-    return samples
-
-
-def _test(category: Path, notes: Notes) -> list[Sample]:
-    """Images by defect and name, with their masks; those outside any sub-folder are of unknown label.
-
-    Raises DataError for a folder that seems to hold good images or masks and would count as a defect.
-    """
-    folder = category / "test"
-    if not folder.is_dir():
-        return []
-    images, kinds = _scan_images(folder, notes)
-    samples = [Sample(printable(f"test/{path.name}"), path, None, None) for path in images]
-    masks = _mask_folders(category, kinds)
-    for kind in kinds:
-        images = _kind(kind, notes)
-        if images and kind.name != "good" and _letters(kind.name) in GOOD:
-            raise DataError(
-                f"{kind} would count as a defect, but seems to hold good images: rename it to {folder / 'good'}"
-            )
-        if images and _letters(kind.name) in NO_DEFECTS and kind not in masks:
-            raise DataError(
-                f"{kind} would count as a defect, but seems to hold masks: move them to "
-                f"{category / 'ground_truth'}/<defect>, or elsewhere"
-            )
-        of = _masks(kind, images, masks[kind], notes) if kind in masks else {}
-        defect = printable(kind.name)
-        samples += [Sample(printable(f"test/{kind.name}/{path.name}"), path, of.get(path), defect) for path in images]
-    return samples
-
-
-def _mask_folders(category: Path, kinds: list[Path]) -> dict[Path, Path]:
-    """Folder of a kind of test image -> folder of its masks. Raises DataError for masks without images."""
-    masked_kinds = _folders(category / "ground_truth") if (category / "ground_truth").is_dir() else []
-    exact = {kind.name: kind for kind in kinds}
-    loose = {_key(kind.name): kind for kind in kinds if kind.name not in {masked.name for masked in masked_kinds}}
-    folders: dict[Path, Path] = {}
-    for masked in masked_kinds:
-        kind = exact.get(masked.name) or loose.get(_key(masked.name))
-        if kind and kind not in folders:
-            folders[kind] = masked
-        elif _first_image(masked):
-            raise DataError(f"masks in {masked} have no images: add {category / 'test' / masked.name} or remove them")
-    return folders
-
-
-def _masks(kind: Path, images: list[Path], folder: Path, notes: Notes) -> dict[Path, Path]:
-    """Image -> its mask: a file, or a folder of files. Raises DataError where it is not certain which is whose."""
-    by_key = defaultdict(list)
-    for image in images:
-        by_key[_key(image.stem)].append(image)
-    files, folders = _scan(folder, notes)
-    masks: dict[Path, Path] = {}
-    for mask in files + [below for below in folders if _first_image(below)]:
-        name = mask.name if mask in folders else mask.stem
-        key = _key(name)
-        of = by_key.get(key) or by_key.get(MASK_ENDING.sub("", key), [])
-        if len(of) > 1:  # of names that differ in case only, the very same
-            of = [image for image in of if name.startswith(image.stem)] if len({i.stem for i in of}) > 1 else of
-        if not of:
-            raise DataError(
-                f"mask {mask} has no image {MASK_ENDING.sub('', key)} in {kind}: add it or remove the mask; a mask is "
-                "named as its image, or with _mask, _gt, _label or _seg behind"
-            )
-        if len(of) > 1:
-            raise DataError(f"mask {mask} could be of {of[0].name} or {of[1].name}: give those images different names")
-        if of[0] in masks:
-            raise DataError(f"{masks[of[0]]} and {mask} are both masks of {of[0]}: remove one of them")
-        masks[of[0]] = mask
-    return masks
-
-
-def _check_beside(category: Category, notes: Notes) -> None:
-    """What lies beside train, test and ground_truth: refused if it is one of them misspelt, or masks, else noted.
-
-    Masks are refused only where images lack theirs.
-    """
-    read = [category.path / name for name in ("train", "test", "ground_truth")]
-    unmasked = next((sample for sample in category.test if sample.label == 1 and not sample.mask_path), None)
-    layout = f"{read[2]}/<defect>/<image>_mask.png"
-    left_out, folders = _scan(category.path, notes)
-    for folder in folders:
-        same = next((place for place in read if _letters(place.name) == _letters(folder.name)), None)
-        if folder in read or (same and same.exists() and same.samefile(folder)) or not _first_image(folder):
-            continue
-        if same:
-            raise DataError(f"{folder} is not read: rename it to {same.name}")
-        if _letters(folder.name) in MASKS and unmasked:
-            raise DataError(f"the masks in {folder} are not read: move them to {layout}")
-        left_out.append(folder)
-    loose = _scan(read[2], notes)[0] if read[2].is_dir() else []
-    if loose and unmasked:
-        raise DataError(f"the mask {loose[0]} is not read: move it to {layout}")
-    for place in left_out + loose:
-        notes.add(place, "left out: of a category, the folders in train, test and ground_truth are read")
-    if not unmasked:
-        return
-    for file in (file for depth in ("", "*/", "*/*/") for file in sorted(category.path.glob(f"{depth}*.json"))):
-        if file.is_file() and re.search(rb'"(shapes|segmentation)"', file.read_bytes()):  # LabelMe's, COCO's
-            raise DataError(
-                f"the outlines in {file} are not read: export them as images, {layout}, or move it elsewhere"
-            )
-
-
-def _check_sizes(sample: Sample) -> None:
-    """Compare the headers of an image and its mask, so that a wrong pair is found before any work is done."""
-    if sample.mask_path is None:
-        return
-    w, h = read_header(sample.path).size
-    for file in mask_files(sample.mask_path):
-        mask_w, mask_h = read_header(file).size
-        if (mask_w, mask_h) != (w, h):
-            raise DataError(
-                f"mask {file} is {mask_w}x{mask_h} but its image {sample.path} is {w}x{h}: "
-                "export the mask at the image's size"
-            )
-
-
-@contextmanager
-def _listing(folder: Path) -> Iterator[None]:
-    """Folders that may not be read become a DataError."""
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or folder
-        raise DataError(f"cannot read {place} ({error.strerror or error}): choose a folder that you may read") from None

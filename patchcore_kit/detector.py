@@ -23,7 +23,7 @@ from patchcore_kit import calibration, coreset, memory_bank, reasons, reference_
 from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.backbones import Backbone, find_device, load_backbone
 from patchcore_kit.calibration import Calibration
-from patchcore_kit.datasets import Sample, as_samples
+from patchcore_kit.datasets import Sample, as_samples, category_of
 from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, check_choice, short, whole_number
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.growth import HeldOut, Reserve, halved
@@ -37,6 +37,7 @@ from patchcore_kit.predictions import Predictions
 from patchcore_kit.progress import Line, line_of
 from patchcore_kit.reasons import Evidence
 from patchcore_kit.scoring import SCORINGS, draw_maps
+from patchcore_kit.suspects import spread
 from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
 
 LOGGER = logging.getLogger(__name__)
@@ -194,23 +195,34 @@ class PatchCore:
         self._tell_thresholds(alike, notes)
         return self
 
+    def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
+        maps = self._feature_maps(samples, "embed training images", notes, line, passing)
+        return PatchRows(self.embedding, maps, self.storage)
+
+    def _feature_maps(
+        self,
+        samples: Sequence[Sample],
+        task: str,
+        notes: Notes,
+        line: Line,
+        passing: Callable[[np.ndarray], None],
+    ) -> Iterator[list[torch.Tensor]]:
+        """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images."""
+        if self.cache:
+            read = partial(self.cache.image, transform=self.transform, notes=notes)
+        else:
+            read = partial(self.transform.image, notes=notes)
+        with line.bar(task, len(samples)) as bar:
+            for images in read_batches(samples, read, self.batch_size, self.workers):
+                passing(images)
+                yield self.backbone(normalise(images, self.backbone.device))
+                bar.update(len(images))
+        notes.tell()
+
     def _forget(self) -> None:
         """Training images, of a model that has none yet."""
         self.train_names_ = self.suspects_ = self.photographs_ = ()
         self.sizes_, self.appearance_, self.near_, self.held_out_ = np.zeros((0, 2), dtype=np.int64), None, None, None
-
-    @property
-    def _relative(self) -> bool:
-        """Whether scores take the spacing of the bank's rows."""
-        return SCORINGS[self.scoring].patch is not None
-
-    @property
-    def _projects(self) -> bool:
-        return self._relative or coreset.SAMPLERS[self.sampler].compares or self.contamination > 0
-
-    def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
-        maps = self._feature_maps(samples, "embed training images", notes, line, passing)
-        return PatchRows(self.embedding, maps, self.storage)
 
     def _know(
         self, samples: Sequence[Sample], good: np.ndarray, sizes: np.ndarray, passing: "_Passing", notes: Notes
@@ -227,6 +239,15 @@ class PatchCore:
             notes.add(name, "stands out from the training images and is not learnt: look at it", "suspect")
         notes.tell()
 
+    @property
+    def _projects(self) -> bool:
+        return self._relative or coreset.SAMPLERS[self.sampler].compares or self.contamination > 0
+
+    @property
+    def _relative(self) -> bool:
+        """Whether scores take the spacing of the bank's rows."""
+        return SCORINGS[self.scoring].patch is not None
+
     def _spacing_of(
         self, projected: torch.Tensor | None, kept: np.ndarray, dimension: int, notes: Notes
     ) -> np.ndarray | None:
@@ -235,20 +256,6 @@ class PatchCore:
             return None
         bank = projected[torch.from_numpy(kept).to(projected.device)]
         self.near_ = memory_bank.nearby(bank, projected, self.seed)
-        return self._spacing(bank, projected, dimension, notes)
-
-    def _spacing_after(
-        self, projected: torch.Tensor, old: int, spare: int, chosen: np.ndarray, dimension: int, notes: Notes
-    ) -> np.ndarray | None:
-        """The same after rows have been chosen of the patches behind the old ones: a reserve, and then new ones."""
-        if not self._relative:
-            return None
-        places = torch.from_numpy(np.concatenate([np.arange(old), old + chosen])).to(projected.device)
-        bank = projected[places]
-        nearer = memory_bank.nearby(bank[:old], projected[old + spare :], self.seed, among=False)
-        own = memory_bank.nearby(bank[old:], projected, self.seed)
-        joined = np.sort(np.concatenate([self.near_, nearer], axis=1), axis=1)
-        self.near_ = np.concatenate([joined[:, : own.shape[1]], own])
         return self._spacing(bank, projected, dimension, notes)
 
     def _spacing(self, bank: torch.Tensor, projected: torch.Tensor, dimension: int, notes: Notes) -> np.ndarray:
@@ -311,144 +318,6 @@ class PatchCore:
         found = Calibration(scores, peaks, self.alarm_rate)
         return found if found.look and found.pixel else None
 
-    def _tell_thresholds(self, alike: bool, notes: Notes) -> None:
-        """What the thresholds promise, or why there are none."""
-        n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
-        name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
-        if self.calibration_ is None:
-            why = "there are too few" if min(n, CALIBRATED) < calibration.FEWEST else "most are copies of others"
-            why = "they are all the same" if alike else why
-            notes.add(name, f"{why}, so there is no threshold for {rate}, and no verdict")
-        elif self.calibration_.look.extrapolated:
-            least = self.calibration_.look.least
-            notes.add(name, f"the threshold for {rate} is extrapolated, it takes {least} to know one")
-        notes.tell()
-        if self.calibration_ is not None:
-            LOGGER.info("threshold from good images: %s", self.calibration_.look)
-
-    def extend(self, images: Images) -> "PatchCore":
-        """Let more good images join the bank, which grows to `percentage` of all patches so far.
-
-        Greedy samplers go on where they are, among the new patches and those of the reserve. Thresholds are taken from
-        old and new images, each without its own rows. With `contamination`, of the new images those that the model
-        calls defective, at most such a share of them, are not learnt.
-
-        Raises ModelError before `fit` and for models that do not record where their rows came from, DataError without
-        images or for one that cannot be read.
-        """
-        samples = as_samples(images)
-        with line_of(self.progress, f"extended by {len(samples)} images") as line:
-            return self._extend(samples, Notes(), line)
-
-    @torch.inference_mode()
-    def _extend(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
-        unknown = self._fitted().images is None or (self._relative and self.near_ is None)
-        if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
-            raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
-        if not samples:
-            raise DataError("no images to add: the list of samples is empty")
-        _, sizes = look_over(samples, self.transform, notes, learn=False)
-        notes.tell()
-        passing = _Passing(keep=True)
-        rows = self._rows(samples, passing, notes, line)
-        good = np.arange(len(samples))
-        if self.contamination and self.calibration_:
-            good = np.delete(good, self._unlikely(rows))
-            rows = rows if len(good) == len(samples) else rows.only(good)
-        before, old, cells = len(self.train_names_), self.bank_, math.prod(self.grid_)
-        self._know(samples, good, sizes, passing, notes)
-        if not len(good):
-            return self
-
-        spare, n = self.reserve_, len(self.train_names_)
-        parts = [torch.from_numpy(part).to(rows.device, torch.float32) for part in (old.rows, spare.rows)]
-        filled = [part for part in (*parts, rows) if len(part)]  # the reserve may be empty
-        projected = coreset.project(filled, self.projection, self.seed) if self._projects else None
-        there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
-        k = there if self.sampler == "identity" else min(max(0, room), there)
-        chosen, uncovered = coreset.select_more(
-            self.sampler, projected, len(old), there, k, seed=self.seed, progress=line
-        )
-        LOGGER.info("memory bank: %d more patches, from %d more images", len(chosen), len(good))
-        taken = np.concatenate([chosen, Reserve.farthest(uncovered)])
-        new = taken >= len(spare)
-        picked = torch.empty(len(taken), rows.shape[1], device=rows.device)
-        picked[~new], picked[new] = parts[1][taken[~new]], rows.at(taken[new] - len(spare)).float()
-        of = np.concatenate([spare.images, before + np.arange(len(rows)) // cells])[taken]
-        at = np.concatenate([spare.cells, np.arange(len(rows)) % cells])[taken]
-        spacing = self._spacing_after(projected, len(old), len(spare), chosen, rows.shape[1], notes)
-        arrays = {"images": np.concatenate([old.images, of[:k]]), "cells": np.concatenate([old.cells, at[:k]])}
-        self.reserve_ = Reserve(halved(picked[k:]), of[k:], at[k:])
-        self.bank_ = self._bank(torch.cat([parts[0], picked[:k]]), arrays | {"spacing": spacing})
-
-        share = spread(len(good), max(1, round(CALIBRATED * len(good) / n)))
-        held = [self._hold_out(rows.only(share), before + share)]
-        if self.held_out_ and self.held_out_.distances.shape[2] == self.num_nn:
-            some = spread(len(self.held_out_), CALIBRATED - len(share))
-            held.insert(0, self.held_out_.only(some).closer(self.bank_, len(old)))
-        self.held_out_ = HeldOut.joined([one for one in held if one])
-        self.calibration_ = self._calibrate()
-        self._tell_thresholds(False, notes)
-        return self
-
-    def _unlikely(self, rows: PatchRows) -> np.ndarray:
-        """Ascending numbers of the images that the model calls defective, at most a share `contamination` of them."""
-        found = [self._scored(batch, len(batch) // math.prod(self.grid_))[0] for batch in rows]
-        scores = np.concatenate(found)
-        order = np.argsort(-scores)[: int(self.contamination * len(scores))]
-        return np.sort(order[scores[order] > self.calibration_.defective.value])
-
-    def recalibrate(self, images: Images) -> "PatchCore":
-        """Take the thresholds from these good images, for a new lamp or camera: the bank stays as it is.
-
-        They replace those of training, also in what new photographs are compared with (`Predictions.remarks`).
-        20 images are enough for a rate of 5 %.
-
-        Raises ModelError before `fit`, DataError for fewer images than a threshold takes (3), or for one that cannot be
-        read; then the thresholds stay as they were.
-        """
-        samples = as_samples(images)
-        with line_of(self.progress, f"thresholds from {len(samples)} images") as line:
-            return self._recalibrate(samples, Notes(), line)
-
-    @torch.inference_mode()
-    def _recalibrate(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
-        self._fitted()
-        _, sizes = look_over(samples, self.transform, notes, learn=False)
-        notes.tell()
-        passing = _Passing()
-        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, line, passing))
-        before = self.held_out_
-        self.held_out_ = self._hold_out(rows, np.full(len(samples), -1))
-        found = self._calibrate()
-        if found is None:
-            self.held_out_ = before
-            raise DataError(
-                f"{len(samples)} images give no threshold: give at least {calibration.FEWEST} good ones that are no "
-                f"training images, better {math.ceil(1 / self.alarm_rate) - 1} for a rate of {self.alarm_rate:.0%}"
-            )
-        self.calibration_, self.appearance_ = found, Appearance(passing.values, sizes)
-        LOGGER.info("threshold from good images: %s", found.look)
-        return self
-
-    def _fitted(self) -> MemoryBank:
-        if not hasattr(self, "bank_"):
-            raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
-        return self.bank_
-
-    def _scored(self, rows: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(B*h*w, D) rows of `count` images -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
-        distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
-        patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
-        scores = SCORINGS[self.scoring].image(patches)
-        if not (scores < np.finfo(np.float32).max).all():  # which FAISS gives where it finds none; NaN is not less
-            raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
-        if self.reweight:
-            strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
-            test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
-            scores = (self._factor(test, nearest[strangest, 0]) * scores).astype(np.float32)
-        return scores, draw_maps(patches, self.transform.size), patches
-
     def _patch_scores(self, distances: np.ndarray, nearest: np.ndarray, count: int) -> np.ndarray:
         """Squared distances and the nearest rows of `count` images' patches -> (B, h, w)."""
         if self._relative:
@@ -470,25 +339,20 @@ class PatchCore:
         to_neighbours = np.linalg.norm(test[:, None] - self.bank_.rows_at(around), axis=2)
         return 1 - np.exp(-scipy.special.logsumexp(to_neighbours - to_row, axis=1))
 
-    def _feature_maps(
-        self,
-        samples: Sequence[Sample],
-        task: str,
-        notes: Notes,
-        line: Line,
-        passing: Callable[[np.ndarray], None],
-    ) -> Iterator[list[torch.Tensor]]:
-        """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images."""
-        if self.cache:
-            read = partial(self.cache.image, transform=self.transform, notes=notes)
-        else:
-            read = partial(self.transform.image, notes=notes)
-        with line.bar(task, len(samples)) as bar:
-            for images in read_batches(samples, read, self.batch_size, self.workers):
-                passing(images)
-                yield self.backbone(normalise(images, self.backbone.device))
-                bar.update(len(images))
+    def _tell_thresholds(self, alike: bool, notes: Notes) -> None:
+        """What the thresholds promise, or why there are none."""
+        n, rate = len(self.train_names_), f"{self.alarm_rate:.0%} false alarms"
+        name = f"{n} training image{'s' * (n > 1)} ({self.train_names_[0]}{', ...' * (n > 1)})"
+        if self.calibration_ is None:
+            why = "there are too few" if min(n, CALIBRATED) < calibration.FEWEST else "most are copies of others"
+            why = "they are all the same" if alike else why
+            notes.add(name, f"{why}, so there is no threshold for {rate}, and no verdict")
+        elif self.calibration_.look.extrapolated:
+            least = self.calibration_.look.least
+            notes.add(name, f"the threshold for {rate} is extrapolated, it takes {least} to know one")
         notes.tell()
+        if self.calibration_ is not None:
+            LOGGER.info("threshold from good images: %s", self.calibration_.look)
 
     def predict(self, images: Images, *, mask_rule: str = "inside") -> Predictions:
         """Score images (samples, files, a folder or frames) and draw their anomaly maps. mask_rule: see `Transform`.
@@ -540,7 +404,27 @@ class PatchCore:
             evidence=self._evidence(found),
         )
 
-    def _remarks(self, values: np.ndarray, sizes: np.ndarray, samples: Sequence[Sample], notes: Notes) -> tuple[str]:
+    def _fitted(self) -> MemoryBank:
+        if not hasattr(self, "bank_"):
+            raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
+        return self.bank_
+
+    def _scored(self, rows: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(B*h*w, D) rows of `count` images -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
+        distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
+        patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
+        scores = SCORINGS[self.scoring].image(patches)
+        if not (scores < np.finfo(np.float32).max).all():  # which FAISS gives where it finds none; NaN is not less
+            raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
+        if self.reweight:
+            strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
+            test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
+            scores = (self._factor(test, nearest[strangest, 0]) * scores).astype(np.float32)
+        return scores, draw_maps(patches, self.transform.size), patches
+
+    def _remarks(
+        self, values: np.ndarray, sizes: np.ndarray, samples: Sequence[Sample], notes: Notes
+    ) -> tuple[str, ...]:
         """What sets each photograph apart from all of training, told once as well."""
         if self.appearance_ is None:
             return ("",) * len(samples)
@@ -624,6 +508,125 @@ class PatchCore:
             notes.add(sample.mask_path, why)
         notes.tell()
         return masks
+
+    def extend(self, images: Images) -> "PatchCore":
+        """Let more good images join the bank, which grows to `percentage` of all patches so far.
+
+        Greedy samplers go on where they are, among the new patches and those of the reserve. Thresholds are taken from
+        old and new images, each without its own rows. With `contamination`, of the new images those that the model
+        calls defective, at most such a share of them, are not learnt.
+
+        Raises ModelError before `fit` and for models that do not record where their rows came from, DataError without
+        images or for one that cannot be read.
+        """
+        samples = as_samples(images)
+        with line_of(self.progress, f"extended by {len(samples)} images") as line:
+            return self._extend(samples, Notes(), line)
+
+    @torch.inference_mode()
+    def _extend(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
+        unknown = self._fitted().images is None or (self._relative and self.near_ is None)
+        if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
+            raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
+        if not samples:
+            raise DataError("no images to add: the list of samples is empty")
+        _, sizes = look_over(samples, self.transform, notes, learn=False)
+        notes.tell()
+        passing = _Passing(keep=True)
+        rows = self._rows(samples, passing, notes, line)
+        good = np.arange(len(samples))
+        if self.contamination and self.calibration_:
+            good = np.delete(good, self._unlikely(rows))
+            rows = rows if len(good) == len(samples) else rows.only(good)
+        before, old, cells = len(self.train_names_), self.bank_, math.prod(self.grid_)
+        self._know(samples, good, sizes, passing, notes)
+        if not len(good):
+            return self
+
+        spare, n = self.reserve_, len(self.train_names_)
+        parts = [torch.from_numpy(part).to(rows.device, torch.float32) for part in (old.rows, spare.rows)]
+        filled = [part for part in (*parts, rows) if len(part)]  # the reserve may be empty
+        projected = coreset.project(filled, self.projection, self.seed) if self._projects else None
+        there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
+        k = there if coreset.SAMPLERS[self.sampler].keeps_all else min(max(0, room), there)
+        chosen, uncovered = coreset.select_more(
+            self.sampler, projected, len(old), there, k, seed=self.seed, progress=line
+        )
+        LOGGER.info("memory bank: %d more patches, from %d more images", len(chosen), len(good))
+        taken = np.concatenate([chosen, Reserve.farthest(uncovered)])
+        new = taken >= len(spare)
+        picked = torch.empty(len(taken), rows.shape[1], device=rows.device)
+        picked[~new], picked[new] = parts[1][taken[~new]], rows.at(taken[new] - len(spare)).float()
+        of = np.concatenate([spare.images, before + np.arange(len(rows)) // cells])[taken]
+        at = np.concatenate([spare.cells, np.arange(len(rows)) % cells])[taken]
+        spacing = self._spacing_after(projected, len(old), len(spare), chosen, rows.shape[1], notes)
+        arrays = {"images": np.concatenate([old.images, of[:k]]), "cells": np.concatenate([old.cells, at[:k]])}
+        self.reserve_ = Reserve(halved(picked[k:]), of[k:], at[k:])
+        self.bank_ = self._bank(torch.cat([parts[0], picked[:k]]), arrays | {"spacing": spacing})
+
+        share = spread(len(good), max(1, round(CALIBRATED * len(good) / n)))
+        held = [self._hold_out(rows.only(share), before + share)]
+        if self.held_out_ and self.held_out_.distances.shape[2] == self.num_nn:
+            some = spread(len(self.held_out_), CALIBRATED - len(share))
+            held.insert(0, self.held_out_.only(some).closer(self.bank_, len(old)))
+        self.held_out_ = HeldOut.joined([one for one in held if one])
+        self.calibration_ = self._calibrate()
+        self._tell_thresholds(False, notes)
+        return self
+
+    def _spacing_after(
+        self, projected: torch.Tensor, old: int, spare: int, chosen: np.ndarray, dimension: int, notes: Notes
+    ) -> np.ndarray | None:
+        """As `_spacing_of`, after rows have been chosen behind the old ones: of a reserve, then new patches."""
+        if not self._relative:
+            return None
+        places = torch.from_numpy(np.concatenate([np.arange(old), old + chosen])).to(projected.device)
+        bank = projected[places]
+        nearer = memory_bank.nearby(bank[:old], projected[old + spare :], self.seed, among=False)
+        own = memory_bank.nearby(bank[old:], projected, self.seed)
+        joined = np.sort(np.concatenate([self.near_, nearer], axis=1), axis=1)
+        self.near_ = np.concatenate([joined[:, : own.shape[1]], own])
+        return self._spacing(bank, projected, dimension, notes)
+
+    def _unlikely(self, rows: PatchRows) -> np.ndarray:
+        """Ascending numbers of the images that the model calls defective, at most a share `contamination` of them."""
+        found = [self._scored(batch, len(batch) // math.prod(self.grid_))[0] for batch in rows]
+        scores = np.concatenate(found)
+        order = np.argsort(-scores)[: int(self.contamination * len(scores))]
+        return np.sort(order[scores[order] > self.calibration_.defective.value])
+
+    def recalibrate(self, images: Images) -> "PatchCore":
+        """Take the thresholds from these good images, for a new lamp or camera: the bank stays as it is.
+
+        They replace those of training, also in what new photographs are compared with (`Predictions.remarks`).
+        20 images are enough for a rate of 5 %.
+
+        Raises ModelError before `fit`, DataError for fewer images than a threshold takes (3), or for one that cannot be
+        read; then the thresholds stay as they were.
+        """
+        samples = as_samples(images)
+        with line_of(self.progress, f"thresholds from {len(samples)} images") as line:
+            return self._recalibrate(samples, Notes(), line)
+
+    @torch.inference_mode()
+    def _recalibrate(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
+        self._fitted()
+        _, sizes = look_over(samples, self.transform, notes, learn=False)
+        notes.tell()
+        passing = _Passing()
+        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, line, passing))
+        before = self.held_out_
+        self.held_out_ = self._hold_out(rows, np.full(len(samples), -1))
+        found = self._calibrate()
+        if found is None:
+            self.held_out_ = before
+            raise DataError(
+                f"{len(samples)} images give no threshold: give at least {calibration.FEWEST} good ones that are no "
+                f"training images, better {math.ceil(1 / self.alarm_rate) - 1} for a rate of {self.alarm_rate:.0%}"
+            )
+        self.calibration_, self.appearance_ = found, Appearance(passing.values, sizes)
+        LOGGER.info("threshold from good images: %s", found.look)
+        return self
 
     def save(self, folder: Path | str) -> None:
         """Write a model folder, in the reference's format and with what it lacks; one that was there is replaced.
@@ -769,6 +772,10 @@ class PatchCore:
             detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
         return detector
 
+    def _find_grid(self) -> tuple[int, int]:
+        """By the maps' shapes alone: the size that a file claims costs nothing."""
+        return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
+
     def _remember(self, saved: reference_format.SavedModel) -> None:
         """What a model folder says of the training images, as far as it does."""
         self.train_names_ = tuple(saved.extras.get("training_images", ()))
@@ -791,22 +798,38 @@ class PatchCore:
         projected = coreset.project(rows, self.projection, self.seed)
         return self._spacing_of(projected, np.arange(len(rows)), rows.shape[1], Notes())
 
-    def _find_grid(self) -> tuple[int, int]:
-        """By the maps' shapes alone: the size that a file claims costs nothing."""
-        return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
+
+class _Passing:
+    """What is learnt of images on their way to the network, batch by batch.
+
+    images: those of the last batch. values: (N, 2) of all, see `appearance.measure`. keep: JPEGs of all as well, files.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.keep, self.images, self.files = keep, np.empty(0), []
+        self._values: list[np.ndarray] = []
+
+    def __call__(self, images: np.ndarray) -> None:
+        self.images = images
+        self._values.append(measure(images))
+        if self.keep:
+            self.files += reasons.packed(images)
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.concatenate(self._values)
 
 
-@contextmanager
-def _usable(folder: Path | str) -> Iterator[None]:
-    """What a model's files say fits together, or it is a ModelError."""
-    try:
-        yield
-    except (DataError, ModelError, WeightsError, MemoryError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the model in {folder} cannot be used ({short(error)}): copy the model folder again, or train again"
-        ) from error
+def save_members(members: Sequence[PatchCore], folder: Path | str) -> None:
+    """Write a detector's folder, or an ensemble's."""
+    folder = user_path(folder)
+    # the reference stores a tuple for one backbone and a list for several
+    saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
+    reference_format.check_replaceable(folder)
+    with writing(folder, reference_format.check_replaceable) as temporary:
+        temporary.mkdir()
+        for i, model in enumerate(saved):
+            reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
 
 
 def load_transform(
@@ -842,47 +865,14 @@ def _transform(
     return transform
 
 
-def save_members(members: Sequence[PatchCore], folder: Path | str) -> None:
-    """Write a detector's folder, or an ensemble's."""
-    folder = user_path(folder)
-    # the reference stores a tuple for one backbone and a list for several
-    saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
-    reference_format.check_replaceable(folder)
-    with writing(folder, reference_format.check_replaceable) as temporary:
-        temporary.mkdir()
-        for i, model in enumerate(saved):
-            reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
-
-
-class _Passing:
-    """What is learnt of images on their way to the network, batch by batch.
-
-    images: those of the last batch. values: (N, 2) of all, see `appearance.measure`. keep: JPEGs of all as well, files.
-    """
-
-    def __init__(self, *, keep: bool = False) -> None:
-        self.keep, self.images, self.files = keep, np.empty(0), []
-        self._values: list[np.ndarray] = []
-
-    def __call__(self, images: np.ndarray) -> None:
-        self.images = images
-        self._values.append(measure(images))
-        if self.keep:
-            self.files += reasons.packed(images)
-
-    @property
-    def values(self) -> np.ndarray:
-        return np.concatenate(self._values)
-
-
-def category_of(sample: Sample) -> str:
-    """The name of the category that `load_category` has found a sample in, "" of any other sample."""
-    split, *below = sample.name.split("/")
-    if sample.path is None or not below or split not in ("train", "test"):
-        return ""
-    return sample.path.parents[len(below)].name if sample.path.as_posix().endswith(f"/{sample.name}") else ""
-
-
-def spread(n: int, most: int) -> np.ndarray:
-    """Ascending indices of at most so many of n things, spread evenly over them."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+@contextmanager
+def _usable(folder: Path | str) -> Iterator[None]:
+    """What a model's files say fits together, or it is a ModelError."""
+    try:
+        yield
+    except (DataError, ModelError, WeightsError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model in {folder} cannot be used ({short(error)}): copy the model folder again, or train again"
+        ) from error

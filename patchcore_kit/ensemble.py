@@ -80,8 +80,8 @@ class PatchCoreEnsemble:
         known = [member.calibration_ for member in self.members]
         if all(known):
             return [(one.look.value, one.pixel.value) for one in known]
-        if all(member.scoring == "density" for member in self.members):
-            return [(1.0, 1.0)] * len(known)  # relative, all of them
+        if len({member.scoring for member in self.members}) == 1:
+            return [(1.0, 1.0)] * len(known)  # of one kind, all of them
         raise SettingsError(
             "members of different scoring are averaged by their thresholds from good images, and one has none: fit "
             "them on 3 images at least"

@@ -67,7 +67,7 @@ def whole_number(name: str, value: int, least: int, most: int = 2**63 - 1) -> in
     Raises SettingsError if it is not.
     """
     try:
-        number = operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
     if not least <= number <= most:

@@ -169,7 +169,7 @@ def train(
     with line_of(progress, f"{len(categories)} of {len(categories)} categories") as line:
         for number, category in enumerate(categories, 1):
             line.at(f"{number} of {len(categories)}: {category.name}")
-            made_from = _made_from(category, [*category.train, *category.test], results)
+            made_from = _made_from([*category.train, *category.test], results)
             if _done(category, made_from, results, outputs):
                 continue
             kept = outputs.and_those(results.outputs(row_name(category)))
@@ -208,7 +208,7 @@ def evaluate_models(
     with line_of(progress, f"{len(categories)} of {len(categories)} categories") as line:
         for number, (category, model) in enumerate(zip(categories, models, strict=True), 1):
             line.at(f"{number} of {len(categories)}: {category.name}")
-            made_from = _made_from(category, category.test, results, model)
+            made_from = _made_from(category.test, results, model)
             if _done(category, made_from, results, outputs):
                 continue
             kept = outputs.and_those(results.outputs(row_name(category)))
@@ -234,7 +234,7 @@ def _check_names(categories: Sequence[Category]) -> None:
         run_name("a category", category.name)
 
 
-def _made_from(category: Category, samples: Sequence[Sample], results: Results, model: Path | None = None) -> str:
+def _made_from(samples: Sequence[Sample], results: Results, model: Path | None = None) -> str:
     """16 digits that change with the settings, with any image or mask, and with the model that is evaluated."""
     try:
         files = [(sample.name, sample.path) for sample in samples]

@@ -18,6 +18,7 @@ from patchcore_kit.memory_bank import MemoryBank
 RESERVE = 4096  # rows: 8 MB of 1024 values. On bottle, grown tenfold, the bank then covers all as well as a new one
 SAME = 0.01  # of the distance before, below which a patch has found itself
 STRANGEST = 32  # patches of each image whose features are kept
+NAMES = ("images", "distances", "nearest", "cells", "rows")  # the arrays of `HeldOut`
 
 
 def halved(rows: torch.Tensor) -> np.ndarray:
@@ -127,6 +128,3 @@ class HeldOut:
     def of(cls, stored: Mapping[str, np.ndarray]) -> "HeldOut | None":
         """What `arrays` gave; None where nothing is stored."""
         return cls(*(stored[f"held_out_{name}"] for name in NAMES)) if "held_out_rows" in stored else None
-
-
-NAMES = ("images", "distances", "nearest", "cells", "rows")

@@ -126,73 +126,6 @@ def read_header(source: Path | Frame, name: object = None) -> Header:
         return Header(size, value_bits(image), image.has_transparency_data, count)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, without decoding a PNG to look for it behind the pixels; 1 if EXIF cannot be read."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    return _said_orientation(image) or 1
-
-
-def _said_orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation, 1 if there is none; None if the block cannot be read."""
-    try:
-        if "exif" in image.info:  # of a JPEG's Pillow has been silent when it looked for the resolution
-            Image.Exif().load(image.info["exif"])
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # there is no kind that it does not raise for some damage
-        return None
-
-
-def upright(image: Image.Image, name: object, notes: Notes) -> None:
-    """Decode an opened image and turn it, in place, as its EXIF block says.
-
-    A block that cannot be read counts as none, which is noted: the pixels are as good without it.
-    """
-    if image.format == "TIFF":  # which Pillow turns while it decodes
-        exif = image.getexif()
-        for group in TiffTags.TAGS_V2_GROUPS:  # the blocks that it would read, for nothing
-            if group in exif:
-                del exif[group]
-    image.load()
-    orientation = _said_orientation(image)
-    if orientation is None:
-        notes.add(name, "its EXIF block cannot be read, so it is taken to be upright")
-    elif orientation in _TURNED:
-        for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # or Pillow writes them anew
-            image.info.pop(key, None)
-        ImageOps.exif_transpose(image, in_place=True)  # a copy costs a tenth of the decoding
-
-
-def _frames(image: Image.Image) -> int:
-    """The pictures that a file says it has; those behind a photograph's first in an MPO are previews, other views."""
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-
-
-def pages(image: Image.Image, name: object) -> Iterator[int]:
-    """Go through the pages of an opened file, one after the other, without reduced versions; it is left at the first.
-
-    Raises DataError for a TIFF of more than 10 000, which may be an endless one.
-    """
-    if image.format != "TIFF":
-        for page in range(count := _frames(image)):
-            if count > 1:
-                image.seek(page)
-            yield page
-        if count > 1:
-            image.seek(0)
-        return
-    for page in range(PAGES + 1):
-        try:
-            image.seek(page)
-        except EOFError:
-            break
-        if page == PAGES:
-            raise DataError(f"{_called(name)} holds more than {PAGES} pages: save it as several files")
-        if page == 0 or not image.tag_v2.get(_REDUCED, 0) & 1:
-            yield page
-    image.seek(0)
-
-
 @contextmanager
 def opened(source: Path | Frame, content: bytes | None = None, name: object = None) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow raises, then or while it decodes, becomes a DataError naming the file.
@@ -335,6 +268,53 @@ def _most_pixels_of_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2, length: in
     return None if most is None else 8 * length * most // max(1, bits)
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, without decoding a PNG to look for it behind the pixels; 1 if EXIF cannot be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return _said_orientation(image) or 1
+
+
+def _said_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 if there is none; None if the block cannot be read."""
+    try:
+        if "exif" in image.info:  # of a JPEG's Pillow has been silent when it looked for the resolution
+            Image.Exif().load(image.info["exif"])
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # there is no kind that it does not raise for some damage
+        return None
+
+
+def pages(image: Image.Image, name: object) -> Iterator[int]:
+    """Go through the pages of an opened file, one after the other, without reduced versions; it is left at the first.
+
+    Raises DataError for a TIFF of more than 10 000, which may be an endless one.
+    """
+    if image.format != "TIFF":
+        for page in range(count := _frames(image)):
+            if count > 1:
+                image.seek(page)
+            yield page
+        if count > 1:
+            image.seek(0)
+        return
+    for page in range(PAGES + 1):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        if page == PAGES:
+            raise DataError(f"{_called(name)} holds more than {PAGES} pages: save it as several files")
+        if page == 0 or not image.tag_v2.get(_REDUCED, 0) & 1:
+            yield page
+    image.seek(0)
+
+
+def _frames(image: Image.Image) -> int:
+    """The pictures that a file says it has; those behind a photograph's first in an MPO are previews, other views."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
 def value_bits(image: Image.Image) -> int:
     """How many bits a value of an opened image takes: 8, 16 or 32. Of 16 in colour Pillow drops half in silence."""
     if image.format == "TIFF":  # of which the raw mode says nothing if colours lie in planes
@@ -404,6 +384,26 @@ def read_pixels(
     if notes is None:
         told.tell()
     return image
+
+
+def upright(image: Image.Image, name: object, notes: Notes) -> None:
+    """Decode an opened image and turn it, in place, as its EXIF block says.
+
+    A block that cannot be read counts as none, which is noted: the pixels are as good without it.
+    """
+    if image.format == "TIFF":  # which Pillow turns while it decodes
+        exif = image.getexif()
+        for group in TiffTags.TAGS_V2_GROUPS:  # the blocks that it would read, for nothing
+            if group in exif:
+                del exif[group]
+    image.load()
+    orientation = _said_orientation(image)
+    if orientation is None:
+        notes.add(name, "its EXIF block cannot be read, so it is taken to be upright")
+    elif orientation in _TURNED:
+        for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # or Pillow writes them anew
+            image.info.pop(key, None)
+        ImageOps.exif_transpose(image, in_place=True)  # a copy costs a tenth of the decoding
 
 
 def largest_value(source: Path | Frame, name: object = None) -> int:

@@ -104,6 +104,85 @@ class PatchEmbedding:
         return total.permute(0, 2, 3, 1).reshape(-1, len(weight))
 
 
+@torch.inference_mode()
+def embed(
+    backbone: Backbone,
+    images: torch.Tensor,
+    pretrain_embed_dimension: int = 1024,
+    target_embed_dimension: int = 1024,
+    patchsize: int = 3,
+) -> torch.Tensor:
+    """(B, 3, H, W), ImageNet-normalised -> (B*h*w, target_embed_dimension), the reference's features.
+
+    Rows come image by image, cell by cell of the first layer's grid; neighbourhoods are zero-padded.
+    """
+    embedding = PatchEmbedding(
+        backbone.channels,
+        pretrain_embed_dimension=pretrain_embed_dimension,
+        target_embed_dimension=target_embed_dimension,
+        patchsize=patchsize,
+        device=backbone.device,
+    )
+    return embedding(backbone(images.to(backbone.device)))
+
+
+def _averages(n: int, m: int) -> scipy.sparse.csr_matrix:
+    """(m, n): adaptive average pooling of n values to m; value i averages floor(i*n/m) to ceil((i+1)*n/m)."""
+    i = np.arange(m)
+    starts, stops = i * n // m, -((-(i + 1) * n) // m)
+    lengths = stops - starts
+    indptr = np.concatenate([[0], lengths.cumsum()])
+    indices = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - starts, lengths)
+    return scipy.sparse.csr_matrix((np.repeat(1 / lengths, lengths), indices, indptr), shape=(m, n))
+
+
+class _LayerEmbedding:
+    """One layer's part of the embedding: a convolution in groups that fills the values `start` to `stop`.
+
+    Each value reads a few neighbouring channels only. So the values are cut into groups of equal length and each
+    group is given the equally many channels that it needs, which for the usual sizes are just consecutive blocks.
+    """
+
+    def __init__(self, matrix: scipy.sparse.spmatrix, channels: int, patchsize: int, device: torch.device | str):
+        entries = matrix.tocoo()
+        self.start, self.stop = int(entries.row.min()), int(entries.row.max()) + 1
+        self.groups = max(1, channels // GROUP_CHANNELS)
+        self.padding = (patchsize - 1) // 2
+        length = -(-(self.stop - self.start) // self.groups)
+        row, channel = entries.row - self.start, entries.col // patchsize**2
+        first, last = np.full(self.groups, channels), np.zeros(self.groups, dtype=int)
+        np.minimum.at(first, row // length, channel)
+        np.maximum.at(last, row // length, channel)
+        width = max(1, int((last - first).max()) + 1)
+        first = first.clip(0, channels - width)
+        weight = np.zeros((self.groups * length, width, patchsize**2), dtype=np.float32)
+        weight[row, channel - first[row // length], entries.col % patchsize**2] = entries.data
+        self.weight = torch.from_numpy(weight).unflatten(-1, (patchsize, patchsize)).to(device)
+        reads = (first[:, None] + np.arange(width)).ravel()
+        in_place = np.array_equal(reads, np.arange(channels))
+        self.reads = None if in_place else torch.from_numpy(reads).to(device)
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, stop - start, h', w')."""
+        if self.reads is not None:
+            x = x.index_select(1, self.reads)
+        with full_precision(x.device):
+            y = F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
+        return y[:, : self.stop - self.start]
+
+
+def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(N, D), (M, D), (M,) -> (N, M): rows @ others.T + bias.
+
+    On a CPU as a convolution of one pixel, for which oneDNN uses all that any processor has. Products of matrices are
+    MKL's, which takes twice as long on AMD's.
+    """
+    if rows.device.type != "cpu":
+        return F.linear(rows, others, bias)
+    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
+    return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
+
+
 class PatchRows:
     """The patch rows of many images, held as the feature maps that they are computed from, which take less memory.
 
@@ -166,82 +245,3 @@ def _stored(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.float16 and (most := float(x.abs().amax())) > torch.finfo(dtype).max:
         raise SettingsError(f"storage is 'float16', which cannot hold features up to {most:.3g}: choose 'float32'")
     return x.to(dtype)
-
-
-class _LayerEmbedding:
-    """One layer's part of the embedding: a convolution in groups that fills the values `start` to `stop`.
-
-    Each value reads a few neighbouring channels only. So the values are cut into groups of equal length and each
-    group is given the equally many channels that it needs, which for the usual sizes are just consecutive blocks.
-    """
-
-    def __init__(self, matrix: scipy.sparse.spmatrix, channels: int, patchsize: int, device: torch.device | str):
-        entries = matrix.tocoo()
-        self.start, self.stop = int(entries.row.min()), int(entries.row.max()) + 1
-        self.groups = max(1, channels // GROUP_CHANNELS)
-        self.padding = (patchsize - 1) // 2
-        length = -(-(self.stop - self.start) // self.groups)
-        row, channel = entries.row - self.start, entries.col // patchsize**2
-        first, last = np.full(self.groups, channels), np.zeros(self.groups, dtype=int)
-        np.minimum.at(first, row // length, channel)
-        np.maximum.at(last, row // length, channel)
-        width = max(1, int((last - first).max()) + 1)
-        first = first.clip(0, channels - width)
-        weight = np.zeros((self.groups * length, width, patchsize**2), dtype=np.float32)
-        weight[row, channel - first[row // length], entries.col % patchsize**2] = entries.data
-        self.weight = torch.from_numpy(weight).unflatten(-1, (patchsize, patchsize)).to(device)
-        reads = (first[:, None] + np.arange(width)).ravel()
-        in_place = np.array_equal(reads, np.arange(channels))
-        self.reads = None if in_place else torch.from_numpy(reads).to(device)
-
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (B, stop - start, h', w')."""
-        if self.reads is not None:
-            x = x.index_select(1, self.reads)
-        with full_precision(x.device):
-            y = F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
-        return y[:, : self.stop - self.start]
-
-
-def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(N, D), (M, D), (M,) -> (N, M): rows @ others.T + bias.
-
-    On a CPU as a convolution of one pixel, for which oneDNN uses all that any processor has. Products of matrices are
-    MKL's, which takes twice as long on AMD's.
-    """
-    if rows.device.type != "cpu":
-        return F.linear(rows, others, bias)
-    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
-    return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
-
-
-def _averages(n: int, m: int) -> scipy.sparse.csr_matrix:
-    """(m, n): adaptive average pooling of n values to m; value i averages floor(i*n/m) to ceil((i+1)*n/m)."""
-    i = np.arange(m)
-    starts, stops = i * n // m, -((-(i + 1) * n) // m)
-    lengths = stops - starts
-    indptr = np.concatenate([[0], lengths.cumsum()])
-    indices = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - starts, lengths)
-    return scipy.sparse.csr_matrix((np.repeat(1 / lengths, lengths), indices, indptr), shape=(m, n))
-
-
-@torch.inference_mode()
-def embed(
-    backbone: Backbone,
-    images: torch.Tensor,
-    pretrain_embed_dimension: int = 1024,
-    target_embed_dimension: int = 1024,
-    patchsize: int = 3,
-) -> torch.Tensor:
-    """(B, 3, H, W), ImageNet-normalised -> (B*h*w, target_embed_dimension), the reference's features.
-
-    Rows come image by image, cell by cell of the first layer's grid; neighbourhoods are zero-padded.
-    """
-    embedding = PatchEmbedding(
-        backbone.channels,
-        pretrain_embed_dimension=pretrain_embed_dimension,
-        target_embed_dimension=target_embed_dimension,
-        patchsize=patchsize,
-        device=backbone.device,
-    )
-    return embedding(backbone(images.to(backbone.device)))

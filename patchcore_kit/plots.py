@@ -99,8 +99,10 @@ def image_sizes(sample: Sample, transforms: Sequence[Transform]) -> np.ndarray:
     for ax, transform in zip(axes[0], transforms, strict=True):
         ax.imshow(transform.image(sample), interpolation="nearest")
         ax.set_title("{} x {} pixels".format(*transform.size), fontsize="small")
+    defect = sample.defect or "unknown"
+    figure.suptitle(defect, fontsize="medium", color=WORDS[sample.label], parse_math=False)
     sizes = ", ".join(ax.get_title() for ax in axes[0])
-    describe(figure, f"{sample.name} as the network sees it at {sizes}.")
+    describe(figure, f"{sample.name}, {defect}, as the network sees it at {sizes}.")
     return axes[0]
 
 
@@ -186,7 +188,7 @@ def method(detector: PatchCore, good: Sequence[Sample], sample: Sample) -> np.nd
     for i, (picture, colour) in enumerate(pairs):
         ax = _placed(figure, (0.27 + 0.12 * i, 0.18, 0.112), picture)
         _frame(ax, _middle(picture), colour)
-    for left, values in ((0.575, distances.reshape(grid)), (0.825, predictions.maps[0])):
+    for left, values in ((0.575, distances.reshape(grid)), (0.815, predictions.maps[0])):
         _placed(figure, (left, 0.125, 0.16), mpl.colormaps[COLOURS](values / (values.max() or 1)))
 
     score, verdict = f"{predictions.scores[0]:.3g}", predictions.verdicts[0]
@@ -199,13 +201,13 @@ def method(detector: PatchCore, good: Sequence[Sample], sample: Sample) -> np.nd
         (0.27, 0.165): "that patch, and beside it the\nnearest one in the bank: their\n"
         f"distance, {distances[cell]:.3g}, is its score",
         (0.575, 0.11): "the distances of\nall patches",
-        (0.825, 0.11): f"the anomaly map; score of\nthe image: {score}{f', {verdict}' if verdict else ''}",
+        (0.815, 0.11): f"anomaly map; image score\n{score}{f', {_called(verdict)}' if verdict else ''}",
     }.items():
         figure.text(*at, words, va="top", fontsize="small", linespacing=1.3)
     for start, end, words in (
         ((0.235, 0.77), (0.325, 0.77), "network"), ((0.505, 0.77), (0.635, 0.77), "coreset"),
         ((0.185, 0.27), (0.26, 0.27), "network"), ((0.635, 0.68), (0.46, 0.385), "  nearest"),
-        ((0.51, 0.27), (0.565, 0.27), "each"), ((0.745, 0.27), (0.815, 0.27), "smooth"),
+        ((0.51, 0.27), (0.565, 0.27), "each"), ((0.745, 0.27), (0.805, 0.27), "smooth"),
     ):  # fmt: skip
         arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.5, "color": "black"}
         figure.add_artist(FancyArrowPatch(start, end, **arrow))
@@ -287,10 +289,10 @@ def roc_curve(predictions: Predictions) -> Axes:
     return ax
 
 
-def scores_by_defect(predictions: Predictions) -> Axes:
+def scores_by_defect(predictions: Predictions, *, own: bool = True) -> Axes:
     """A point for each image's score, in a line for each kind of defect, and the thresholds that there are.
 
-    Raises DataError without images.
+    own: draw the model's own, from good images, beside the F1-optimal one. Raises DataError without images.
     """
     need(predictions, "no scores")
     table = predictions.table()
@@ -305,11 +307,11 @@ def scores_by_defect(predictions: Predictions) -> Axes:
         said.append(f"{len(of_kind)} {kind or 'unknown'} from {low:.3g} to {high:.3g}")
     ax.set_yticks(range(len(kinds)), [short(kind, LONGEST) for kind in kinds])
     ax.invert_yaxis()
-    _draw_thresholds(ax, _image_thresholds(predictions))
+    _draw_thresholds(ax, _image_thresholds(predictions)[: None if own else 1])
     labels = ax.get_legend_handles_labels()[1]
     if labels:
         figure.legend(loc="outside right upper")
-    ax.set(xlabel=f"image score ({UNITS[predictions.scoring]})")
+    ax.set(xlabel=f"image {score_label(predictions.scoring)}")
     ax.grid(axis="x", alpha=0.3)
     describe(figure, f"Image scores by kind: {'; '.join([*said, *labels])}.", predictions.weights)
     return ax
@@ -369,7 +371,7 @@ def examples(
         row[0].set_ylabel("\n".join(beside), **style)
         areas = [f"{title}: {shown[title].mean():.1%} of the image" for title in titles[2:] if title in shown]
         said.append(", ".join([*beside, f"map highest {_peak(predictions.maps[i])}", *areas]))
-    _colour_bar(figure, axes, scale, UNITS[predictions.scoring])
+    _colour_bar(figure, axes, scale, UNITS.get(predictions.scoring, "score"))
     describe(figure, f"{len(indices)} images, a row each: {', '.join(titles)}. {_first(said)}", predictions.weights)
     return axes
 
@@ -399,6 +401,10 @@ def explanation(explanation: Explanation) -> np.ndarray:
     said = "" if explanation.verdict is None else f": {explanation.verdict}, index {explanation.index:.2f}"
     title = "\n".join(filter(None, [f"{explanation.name}{said}", explanation.remark]))
     figure.suptitle(title, fontsize="medium", parse_math=False)
+    pictures = [one.picture for region in regions for one in (region, *region.nearest)]
+    if any(map(_goes_beyond, pictures)):
+        note = "beyond the edge of a photograph its last pixels are repeated"
+        figure.supxlabel(note, x=0.99, ha="right", fontsize="small", color=WORDS[-1])
     beside = []
     for number, region in enumerate(regions, 1):
         nearest = ", ".join(f"{one.name} at a distance of {one.distance:.3g}" for one in region.nearest)
@@ -416,7 +422,12 @@ def mask_threshold(predictions: Predictions) -> float | None:
 def _said_of(predictions: Predictions, i: int) -> str:
     """Score of the i-th image, index and verdict where the model has thresholds."""
     score, verdict = f"score {predictions.scores[i]:.3g}", predictions.verdicts[i]
-    return score if verdict is None else f"{score}, index {predictions.index[i]:.2f}\n{verdict}"
+    return score if verdict is None else f"{score}, index {predictions.index[i]:.2f}\n{_called(verdict)}"
+
+
+def _called(verdict: str) -> str:
+    """A verdict as it is told below an image's name, where "good" alone would read as a fact."""
+    return verdict if verdict == "look" else f"called {verdict}"
 
 
 def panels(image: np.ndarray, predictions: Predictions, i: int, threshold: float | None) -> dict[str, np.ndarray]:
@@ -466,7 +477,7 @@ def over_photographs(samples: Sequence[Sample], predictions: Predictions, indice
         told.append(f"{sample.name}: {said}, {len(regions)} regions marked, map highest {_peak(predictions.maps[i])}")
     for ax in axes.flat[len(indices) :]:
         ax.set_visible(False)
-    _colour_bar(figure, axes, scale, UNITS[predictions.scoring if threshold is None else "index"])
+    _colour_bar(figure, axes, scale, UNITS.get(predictions.scoring if threshold is None else "index", "score"))
     describe(figure, f"{len(indices)} photographs under their anomaly maps. {_first(told)}", predictions.weights)
     return axes.flat[: len(indices)]
 
@@ -571,6 +582,12 @@ def _middle(picture: np.ndarray) -> tuple[float, float, float, float]:
     return ends[0], ends[0], ends[1], ends[1]
 
 
+def _goes_beyond(picture: np.ndarray) -> bool:
+    """Whether a picture of `reasons.around` goes beyond its photograph's edge: the lines at its own edge are equal."""
+    turned = picture.swapaxes(0, 1)
+    return any((lines == lines[0]).all() for lines in (picture[:2], picture[-2:], turned[:2], turned[-2:]))
+
+
 def _main_directions(rows: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """Each of the others (n, D) in the two directions in which rows (N, D) differ most -> (n, 2)."""
     from sklearn.decomposition import PCA  # here and below: a second that most users need not wait for
@@ -584,6 +601,11 @@ def _colour_bar(figure: Figure, axes: np.ndarray, scale: Normalize, unit: str = 
     place = {"shrink": 1 / len(axes), "anchor": (0, 1), "fraction": 0.04, "aspect": 12}
     bar = figure.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, **place)
     bar.ax.set_title(unit.replace(" ", "\n"), loc="left", fontsize="small")
+
+
+def score_label(scoring: str) -> str:
+    """What scores are called beside an axis: with their unit, unless this installation does not have their rule."""
+    return f"score ({UNITS[scoring]})" if scoring in UNITS else "score"
 
 
 def _y_label(ax: Axes, words: str) -> None:
@@ -621,7 +643,7 @@ def _histogram(
         )
     _draw_thresholds(ax, thresholds)
     figure.legend(loc="outside right upper")  # beside the bars, whatever their shape
-    ax.set(xlabel=f"{what} score ({UNITS[predictions.scoring]})")
+    ax.set(xlabel=f"{what} {score_label(predictions.scoring)}")
     _y_label(ax, f"{what}s")
     auroc = _with_interval(predictions, {"image": "instance_auroc", "pixel": "full_pixel_auroc"}[what])
     ax.set_title(f"{what} AUROC {auroc}")
@@ -638,8 +660,9 @@ def _image_thresholds(predictions: Predictions) -> list[Limit]:
 def _draw_thresholds(ax: Axes, thresholds: Sequence[Limit]) -> None:
     for value, name, style in thresholds:
         if value is not None:
-            halo = [withStroke(linewidth=3.5, foreground="white")]  # seen on bars as well
-            ax.axvline(value, color="black", linestyle=style, label=f"{name} {value:.3g}", path_effects=halo)
+            halo = [withStroke(linewidth=2, foreground="white")]  # seen on bars, of which it hides next to nothing
+            drawn = {"color": "black", "linestyle": style, "linewidth": 1, "path_effects": halo}
+            ax.axvline(value, label=f"{name} {value:.3g}", **drawn)
 
 
 def _with_interval(predictions: Predictions, metric: str) -> str:

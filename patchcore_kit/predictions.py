@@ -105,11 +105,10 @@ class Predictions:
         values |= self._alarms(known)
         if self.masks is not None:
             masks = self.masks[self.labels == 1].any(axis=(1, 2))
-            values |= {"masks": len(masks), "empty_masks": int((~masks).sum())}
-            if values["empty_masks"] and "pixel" not in undefined:
-                undefined["pixel"] = (
-                    f"at this size {values['empty_masks']} of {len(masks)} masks are empty, whose defects do not count"
-                )
+            n, empty = len(masks), int((~masks).sum())
+            values |= {"masks": float(n), "empty_masks": float(empty)}
+            if empty and "pixel" not in undefined:
+                undefined["pixel"] = f"at this size {empty} of {n} masks are empty, whose defects do not count"
         reasons = "; ".join(f"{kind} metrics: {reason}" for kind, reason in undefined.items())
         names = COLUMNS if seed is None else (*COLUMNS, *INTERVALS)
         return {name: values.get(name) for name in names} | {"mask_rule": self.mask_rule, "undefined": reasons}
@@ -238,6 +237,44 @@ class Predictions:
             found[kind] = {"images": int(of_kind.sum())} | self.of(of_kind | (self.labels == 0))._metrics(None)
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("defect")
 
+    def table(self) -> "pd.DataFrame":
+        """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
+
+        verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over
+            the lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
+        remark: what sets the photograph apart from all training images, where it does for any.
+        margin: distance of the score from that one, as a share of it; negative where that verdict is wrong.
+        map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
+        iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
+        """
+        import pandas as pd
+
+        kinds = [_kind(name) for name in self.names]
+        columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
+        columns["verdict"] = self.verdicts
+        if self.index is not None:
+            columns["index"] = self.index.astype(float)
+        if self.image_threshold is not None:
+            columns["verdict_f1"] = np.where(self.scores >= self.image_threshold, "defective", "good")
+            distance = (self.scores - self.image_threshold) / (self.image_threshold or 1)
+            columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
+        if any(self.remarks):
+            columns["remark"] = self.remarks
+        columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
+        if self.masks is not None:
+            columns["mask_area"] = self.masks.mean(axis=(1, 2))
+        if self.pixel_threshold is not None:
+            found = self.maps >= self.pixel_threshold
+            both, either = (found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2))
+            columns["predicted_area"] = found.mean(axis=(1, 2))
+            columns["iou"] = np.where(self.masks.any(axis=(1, 2)), both / either.clip(1), np.nan)
+        return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)
+
+    def save_table(self, path: Path | str) -> None:
+        """Write `table` as CSV. Raises ResultsError if it cannot be written."""
+        with writing(user_path(path)) as temporary:
+            self.table().to_csv(temporary, index=False)
+
     def save(self, path: Path | str) -> None:
         """Write one `.npz` with these names as keys and all thresholds (NaN where there is none); no pickles.
 
@@ -287,44 +324,6 @@ class Predictions:
                 f"cannot read predictions from {path} ({short(error) or type(error).__name__}): evaluate with "
                 "--save_predictions to make them"
             ) from None
-
-    def table(self) -> "pd.DataFrame":
-        """One row per image: what it is, its score and verdict, and how well both went; as far as they are known.
-
-        verdict: `good`, `look` or `defective` by the model's own thresholds, None where it has none. index: score over
-            the lower of them. verdict_f1: `good` or `defective` by the F1-optimal threshold, which knows the labels.
-        remark: what sets the photograph apart from all training images, where it does for any.
-        margin: distance of the score from that one, as a share of it; negative where that verdict is wrong.
-        map_max: peak of the map. predicted_area, mask_area: shares of the image that count as defective, and are.
-        iou: the area that these two share, over the area of both together; NaN without a defect in the mask.
-        """
-        import pandas as pd
-
-        kinds = [_kind(name) for name in self.names]
-        columns = {"name": self.names, "defect": kinds, "label": self.labels, "score": self.scores.astype(float)}
-        columns["verdict"] = self.verdicts
-        if self.index is not None:
-            columns["index"] = self.index.astype(float)
-        if self.image_threshold is not None:
-            columns["verdict_f1"] = np.where(self.scores >= self.image_threshold, "defective", "good")
-            distance = (self.scores - self.image_threshold) / (self.image_threshold or 1)
-            columns["margin"] = np.where(self.labels == 1, distance, np.where(self.labels == 0, -distance, np.nan))
-        if any(self.remarks):
-            columns["remark"] = self.remarks
-        columns["map_max"] = self.maps.max(axis=(1, 2)).astype(float)
-        if self.masks is not None:
-            columns["mask_area"] = self.masks.mean(axis=(1, 2))
-        if self.pixel_threshold is not None:
-            found = self.maps >= self.pixel_threshold
-            both, either = (found & self.masks).sum(axis=(1, 2)), (found | self.masks).sum(axis=(1, 2))
-            columns["predicted_area"] = found.mean(axis=(1, 2))
-            columns["iou"] = np.where(self.masks.any(axis=(1, 2)), both / either.clip(1), np.nan)
-        return pd.DataFrame(columns).assign(mask_rule=self.mask_rule, weights=self.weights)
-
-    def save_table(self, path: Path | str) -> None:
-        """Write `table` as CSV. Raises ResultsError if it cannot be written."""
-        with writing(user_path(path)) as temporary:
-            self.table().to_csv(temporary, index=False)
 
 
 def _check_fit(file: Mapping[str, np.ndarray]) -> None:

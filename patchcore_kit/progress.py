@@ -26,7 +26,7 @@ class Line:
 
     def bar(self, task: str, total: int) -> tqdm:
         """A context, whose `update(n)` says that n more of the total are done. In a pipe it says nothing."""
-        if self.shown and _in_notebook():
+        if self.shown and in_notebook():
             return _Text(self._say, desc=self._where + task, total=total)
         return tqdm(desc=self._where + task, total=total, leave=False, disable=None if self.shown else True)
 
@@ -69,6 +69,7 @@ def line_of(progress: bool | Line, done: str) -> Iterator[Line]:
         line.end(done)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")

@@ -21,6 +21,7 @@ MOST = 5  # regions of an image that are told, the strongest first
 NEAREST = 3  # normal patches shown beside each
 AROUND = 8  # patches across in a picture
 QUALITY = 90  # of the JPEGs that a model keeps of its training images
+PARTS = ("images", "boxes", "peaks", "pictures", "near", "distances")  # arrays with a value for each region
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels; right and bottom are the first outside."""
@@ -184,9 +185,6 @@ class Evidence:
             grid=grid,
             transform=Transform(tuple(size) if len(size) > 1 else size[0], imagesize, bits=bits or None),
         )
-
-
-PARTS = ("images", "boxes", "peaks", "pictures", "near", "distances")  # arrays with a value for each region
 
 
 def find_regions(anomaly_map: np.ndarray, patches: np.ndarray, threshold: float | None) -> list[tuple[np.ndarray, int]]:

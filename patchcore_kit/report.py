@@ -25,7 +25,7 @@ from patchcore_kit.errors import ResultsError, SettingsError
 from patchcore_kit.files import user_path, writing
 from patchcore_kit.images import read_rgb
 from patchcore_kit.notes import Notes
-from patchcore_kit.plots import UNITS, map_scale
+from patchcore_kit.plots import map_scale, score_label
 from patchcore_kit.predictions import Predictions
 from patchcore_kit.reasons import AROUND, Box, Region
 from patchcore_kit.transforms import Transform
@@ -39,6 +39,7 @@ FAR = 10.0  # times the threshold, where the histogram ends
 CONTOURS = (1.0, 1.5, 2.0)  # times the threshold
 SHARES = (0.5, 0.75)  # of the maps' range, without a threshold
 FINE = 128  # points of a map's longer side that outlines are drawn through
+CEILING, FLOOR, START, WIDE = 62, 200, 5.0, 93.0  # of the histogram: pixels from above, per cent from the left
 VERDICTS = {"defective": ("■", "defective"), "look": ("▲", "to look at"), "good": ("●", "good"), None: ("", "")}
 DESCENDING = ' aria-sort="descending"'
 COLOURS = {"good": "#0072b2", "look": "#f0c350", "defective": "#d55e00", None: "#666666"}  # bars, dark at the edges
@@ -216,7 +217,7 @@ class _Page:
         limits = {}
         if self.judged:
             limits = {"to look at above": 1.0, "defective above": p.defective_threshold / p.alarm_threshold}
-        name = "index" if self.judged else f"score ({UNITS[p.scoring]})"
+        name = "index" if self.judged else score_label(p.scoring)
         middle = f"half of them up to {_short(float(np.median(values)))}" if len(values) > 1 else ""
         said = f"The {name} of {len(values)} photograph{'s' * (len(values) != 1)}: from {_short(values.min())} to "
         said += ", ".join(filter(None, [_short(values.max()), middle])) + "."
@@ -609,9 +610,6 @@ def _bars(
     return (
         f'<svg class="bars" width="100%" height="{FLOOR + 46}" role="img" aria-label="{label}">{"".join(parts)}</svg>\n'
     )
-
-
-CEILING, FLOOR, START, WIDE = 62, 200, 5.0, 93.0  # pixels from above, per cent from the left
 
 
 def _up(share: float) -> float:

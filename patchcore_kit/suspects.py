@@ -33,7 +33,7 @@ def strangeness(patches: torch.Tensor, grid: tuple[int, int], contamination: flo
     """(n*h*w, d) patches of all images -> (n,): of each the largest mean of 3x3 squared distances to other images."""
     cells = grid[0] * grid[1]
     images = np.arange(len(patches) // cells)
-    others = np.unique(np.linspace(0, len(images) - 1, min(len(images), COMPARED)).round().astype(int))
+    others = spread(len(images), COMPARED)
     some = min(cells, PATCHES)
     rng = np.random.default_rng(seed)
     rows = np.concatenate([rng.choice(cells, some, replace=False) + image * cells for image in others])
@@ -47,6 +47,11 @@ def strangeness(patches: torch.Tensor, grid: tuple[int, int], contamination: flo
         nearest = squares.kthvalue(min(rank + 1, max(1, len(others) - 1)), dim=1).values + own.square().sum(1)
         found[image] = largest_mean(nearest.clamp(min=0).cpu().numpy().reshape(1, *grid))[0]
     return found
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """Ascending indices of at most so many of n things, spread evenly over them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def stand_out(strange: np.ndarray, contamination: float) -> np.ndarray:

@@ -16,41 +16,20 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
-from patchcore_kit.datasets import _is_litter
 from patchcore_kit.errors import DataError, ResultsError
 from patchcore_kit.files import printable
+from patchcore_kit.folders import is_litter
 from patchcore_kit.images import IMAGE_SUFFIXES
+from patchcore_kit.judgements import UNREADABLE, Judgement
 from patchcore_kit.notes import Notes
 
 COLUMNS = ("time", "name", "verdict", "index", "where", "score", "remark", "size", "mtime_ns")
 HEADER = (",".join(COLUMNS) + "\n").encode()
-UNREADABLE = "unreadable"
 TEMPORARY = {".part", ".tmp"}  # among a name's suffixes: a file that is still being written
 PATIENCE = 10.0  # seconds after which a file that cannot be read, and does not change, is told
 
 Stamp = tuple[int, int]
 """Size and mtime_ns of a file, which tell it from another of its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is said of a photograph.
-
-    verdict: `good`, `look` or `defective`, `-` by a model without a threshold, or `unreadable`. box: around the
-    strongest region, in the photograph's pixels. remark: what else there is to know, of unreadable ones why.
-    """
-
-    name: str
-    verdict: str
-    index: float | None = None
-    box: tuple[int, int, int, int] | None = None
-    score: float | None = None
-    remark: str = ""
-
-    @property
-    def where(self) -> str:
-        """The box as left,top-right,bottom, `-` without one."""
-        return "{},{}-{},{}".format(*self.box) if self.box else "-"
 
 
 class Verdicts:
@@ -220,7 +199,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, Stamp]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
-            if _is_litter(entry.name):
+            if is_litter(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 try:

@@ -183,10 +183,6 @@ def resolve(name: str) -> Source:
     )  # the others are not torch files
 
 
-def _weights_folder() -> Path:
-    return user_path(os.environ.get("PATCHCORE_WEIGHTS") or work_folder() / "weights")
-
-
 def find(source: Source) -> tuple[Path, str] | None:
     """The weights file on this machine and what to call it: in the weights folder, then torch's and HF's cache."""
     if source.library == "patchcore_kit":
@@ -208,25 +204,8 @@ def find(source: Source) -> tuple[Path, str] | None:
     return None
 
 
-def _answers(url: str, seconds: float) -> bool:
-    """Whether a host answers in time, through the proxies that are set."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(urljoin(url, "/"), method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.error.HTTPError:
-            pass  # it refuses this page, but it is there
-        except Exception:
-            return
-        answered.set()
-
-    # a look-up of a name has no time limit of its own: wait beside it, not in it
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+def _weights_folder() -> Path:
+    return user_path(os.environ.get("PATCHCORE_WEIGHTS") or work_folder() / "weights")
 
 
 def download(source: Source, deadline: float) -> tuple[Path, str]:
@@ -260,6 +239,27 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
         return path, source.origin
     except Exception as error:
         raise WeightsError(f"cannot download the weights of {source.name!r} ({error}): {advice}", otherwise) from error
+
+
+def _answers(url: str, seconds: float) -> bool:
+    """Whether a host answers in time, through the proxies that are set."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(urljoin(url, "/"), method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # it refuses this page, but it is there
+        except Exception:
+            return
+        answered.set()
+
+    # a look-up of a name has no time limit of its own: wait beside it, not in it
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ JupyterLab's theme, light or dark. ipywidgets gives sliders no name and says no 
 
 import html
 import io
+import math
 import re
 import unicodedata
 from base64 import b64encode
@@ -27,6 +28,7 @@ from patchcore_kit.transforms import Transform
 
 TOLD = 8  # files of an upload that something is said of
 LONGEST = 60  # letters of a file's name, which file systems limit
+STEPS = 200  # of the slider
 
 # ground, false alarm, missed and found pixels of a mask: by found + 2 * defective, and so that all eyes tell them apart
 MASK = np.array([(0, 0, 0), (0, 114, 178), (230, 159, 0), (255, 255, 255)], dtype=np.uint8)
@@ -189,28 +191,30 @@ class ThresholdSlider(ipywidgets.VBox):
         need(predictions, "no precision and recall", "pixel")
         self._samples, self._transform, self._predictions = samples, transform, predictions
         self._sorted = np.sort(predictions.maps, axis=None), np.sort(predictions.maps[predictions.masks])
-        low, high = float(self._sorted[0][0]), float(self._sorted[0][-1])
+        low, high, best = float(self._sorted[0][0]), float(self._sorted[0][-1]), predictions.pixel_threshold
+        step = (high - low) / STEPS
+        low = best - step * math.ceil((best - low) / step)  # browsers round to steps from here: the best is one
         names = [(name, n) for n, name in enumerate(predictions.names)]
         self.image = ipywidgets.Dropdown(options=names, value=i, description="image", layout={"width": "60%"})
         self.slider = ipywidgets.FloatSlider(
-            predictions.pixel_threshold, min=low, max=high, step=(high - low) / 200, description="threshold",
-            readout_format=".3g", layout={"width": "90%"},
+            best, min=low, max=high, step=step, description="threshold", readout_format=".3g",
+            layout={"width": "90%"},
         )  # fmt: skip
         self.best = ipywidgets.Button(
-            description=f"to the best F1, at {predictions.pixel_threshold:.3g}",
+            description=f"to the best F1, at {best:.3g}",
             layout={"width": "auto", "align_self": "flex-start"},
         )
         self.text = ipywidgets.HTML().add_class("patchcore-said")
         self.picture = ipywidgets.HTML().add_class("patchcore-picture")
         mark = f"mark-{self.slider.model_id}"
-        share = (predictions.pixel_threshold - low) / (high - low)
+        share = (best - low) / (high - low)
         style = ipywidgets.HTML(f"<style>.{mark} .noUi-base::before {{ left: {share:.2%}; }}</style>")
         super().__init__(_common(self.image, self.slider, self.best, self.text, self.picture, style))
         self.slider.add_class("patchcore-marked").add_class(mark)
         self.add_class("patchcore")
         self.image.observe(lambda _: self._read(), names="value")
         self.slider.observe(lambda _: self._draw(), names="value")
-        self.best.on_click(lambda _: self.slider.set_trait("value", predictions.pixel_threshold))
+        self.best.on_click(lambda _: self.slider.set_trait("value", best))
         self._read()
 
     def _read(self) -> None:

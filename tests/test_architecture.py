@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,11 @@ def test_the_table_has_every_module_once_by_group(architecture):
     table = PAGE.partition("## Modules")[2].partition("\n## ")[0]
     names = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert names == [name for part in parts for name in part if name != "."]
+
+
+def test_the_package_lists_every_module_by_group(architecture):
+    first, *lines, last = architecture.layers()
+    groups = zip(architecture.GROUPS, (first, *zip(*lines, strict=True), last), strict=True)
+    wanted = [word for group, parts in groups for word in (*group.split(), *chain.from_iterable(parts)) if word != "."]
+    listed = ast.get_docstring(ast.parse((REPOSITORY / "patchcore_kit/__init__.py").read_text(encoding="utf-8")))
+    assert listed.partition("docs/architecture.md):")[2].split() == wanted

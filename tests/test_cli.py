@@ -1,5 +1,6 @@
 """The command line as it is typed: what it writes, and that bad input gives one sentence and nothing half-written."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -147,8 +148,20 @@ def test_an_interrupted_run_says_how_to_go_on(sample_root, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("patchcore_kit.detector.PatchCore.fit", interrupt)
-    result = run(run_patchcore, *train_args(tmp_path / "results", sample_root), code=1)
+    result = run(run_patchcore, *train_args(tmp_path / "results", sample_root), code=130)
     assert "the same command with --resume goes on (if it has made a folder with a number" in result.output
+    monkeypatch.setattr("patchcore_kit.cli.in_notebook", lambda: True)  # says what to do there itself
+    assert run(run_patchcore, *train_args(tmp_path / "results", sample_root), code=130).output == ""
+
+
+def test_a_notebook_hears_what_is_odd_and_no_more(sample_root, tmp_path, caplog):
+    args = [*SIZE, "-d", "pill"]
+    logging.getLogger("patchcore_kit").setLevel(logging.WARNING)  # as utils.start does
+    run(run_patchcore, *train_args(tmp_path, sample_root, dataset=args))
+    assert not [record for record in caplog.records if record.levelno < logging.WARNING]
+    logging.getLogger("patchcore_kit").setLevel(logging.NOTSET)
+    run(run_patchcore, *train_args(tmp_path, sample_root, dataset=args))
+    assert "mvtec_pill: instance_auroc" in caplog.text
 
 
 def test_ensemble_with_seeds_of_its_own(sample_root, tmp_path):
@@ -192,7 +205,7 @@ def test_images_without_masks(data, tmp_path):
     row = pk.read_results(tmp_path / "results/project/group/results.csv").loc["mvtec_pill"]
     assert row["instance_auroc"] > 0
     assert pd.isna(row["full_pixel_auroc"])
-    assert "empty columns: pixel metrics: needs a mask of every defective image" in result.output
+    assert "\nmvtec_pill: pixel metrics: needs a mask of every defective image" in result.output
 
 
 # bad input

@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import patchcore_kit as pk
-from patchcore_kit import coreset, metrics, plots, scoring
+from patchcore_kit import coreset, plots
 from patchcore_kit.cli import run_patchcore
 
 

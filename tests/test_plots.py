@@ -14,7 +14,7 @@ from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import as_samples
 from patchcore_kit.errors import short
 from patchcore_kit.plots import GAP, HEADER, save_segmentation_images, segmentation_image
-from patchcore_kit.reasons import Explanation, Normal, Region
+from patchcore_kit.reasons import Explanation, Normal, Region, around
 from patchcore_kit.transforms import Transform
 
 
@@ -291,15 +291,26 @@ def many(count, seed=0, **columns):
 def test_points_are_named_and_no_name_lies_over_another(count):
     table = many(count)
     for metric, ax in zip(pk.METRICS, plots.metric_distributions(table), strict=True):
-        values = table[metric].sort_values()
+        values = table[metric].rename(index=lambda name: name.removeprefix("mvtec_"))
         named = [text.get_text() for text in ax.texts]
-        ends = [values.index[n].removeprefix("mvtec_") for n in (0, -1)]
-        assert {short(name, charts.LONGEST) for name in ends} <= set(named)
+        for end in (values.min(), values.max()):
+            first, *others = sorted(values.index[values == end])
+            more = f" +{len(others)}" if others and count > charts.FEW else ""
+            assert {short(first, charts.LONGEST) + more, ", ".join([first, *others])} & set(named)
         assert len(named) == count if count <= charts.FEW else len(named) >= 2
         boxes = [text.get_window_extent() for text in ax.texts]
         assert not any(box.count_overlaps(boxes[:n]) for n, box in enumerate(boxes))
         low, high = ax.get_xlim()
         assert 0 <= low < values.min() and values.max() <= high <= 1
+
+
+def test_equal_ends_are_named_together():
+    names = [f"mvtec_{name}" for name in ("pill", "biscuit", "cap", "wood", "bottle_with_a_long_cap")]
+    table = pd.DataFrame({"a": [1, 1, 0.9, 0.8, 0.7], "b": [1, 1, 0.5, 1, 1], "c": [1.0] * 5}, names)
+    axes = plots.metric_distributions(table, None, ["a", "b", "c"])
+    labels = [{text.get_text() for text in ax.texts} for ax in axes]
+    assert labels == [{"biscuit, pill", "bottle_with_a_long_cap"}, {"biscuit +3", "cap"}, {"biscuit +4"}]
+    assert "a from 0.700 (bottle_with_a_long_cap) to 1.000 (biscuit, pill)" in axes[0].figure.get_label()
 
 
 def test_each_metric_has_an_axis_of_its_own(table):
@@ -419,6 +430,7 @@ def test_the_other_figures(category):
     assert {ax.images[0].get_clim() for ax in axes[1:]} == {(0, 2)}
     axes = plots.image_sizes(category.test[0], [Transform(32, 28), transform])
     assert [ax.images[0].get_array().shape for ax in axes] == [(28, 28, 3), (56, 56, 3)]
+    assert category.test[0].defect == axes[0].figure.get_suptitle() != "good"
 
 
 def test_pictures_never_overwrite_each_other(tmp_path, predictions):
@@ -500,6 +512,17 @@ def test_all_thresholds_are_drawn_and_named(calibrated):
         for value in values:
             assert f"{value:.3g}" in texts(ax.figure)
         assert "relative distance" in texts(ax.figure)
+    ax = plots.scores_by_defect(calibrated, own=False)
+    assert [line.get_xdata()[0] for line in ax.lines] == [calibrated.image_threshold]
+
+
+def test_scores_of_a_rule_that_is_not_known_have_no_unit(category, calibrated):
+    """As of predictions that a later version has saved."""
+    foreign = dataclasses.replace(calibrated, scoring="later")
+    assert plots.scores_by_defect(foreign).get_xlabel() == "image score"
+    assert plots.pixel_histogram(foreign).get_xlabel() == "pixel score"
+    axes = plots.examples(category.test, Transform(64, 56), foreign, [0])
+    assert axes[0, 0].figure.axes[-1].get_title("left") == "score"
 
 
 def test_the_scale_is_fixed_by_training(category, calibrated):
@@ -509,7 +532,19 @@ def test_the_scale_is_fixed_by_training(category, calibrated):
     axes = plots.examples(category.test, Transform(64, 56), calibrated, [0, 9])
     assert {ax.images[0].norm.vmax for ax in axes[:, 1]} == {2 * calibrated.alarm_threshold_pixel}
     for i, row in zip((0, 9), axes, strict=True):
-        assert f"index {calibrated.index[i]:.2f}\n{calibrated.verdicts[i]}" in row[0].get_ylabel()
+        assert f"index {calibrated.index[i]:.2f}\n" in row[0].get_ylabel()
+
+
+def test_verdicts_are_told_as_the_models(category, calibrated):
+    """Below the name of a defective image "good" alone would read as a fact."""
+    told = {"good": "called good", "look": "look", "defective": "called defective"}
+    look = (calibrated.alarm_threshold + calibrated.defective_threshold) / 2
+    scores = np.resize([0, look, 2 * calibrated.defective_threshold], 10).astype(np.float32)
+    three = dataclasses.replace(calibrated, scores=scores)
+    assert set(three.verdicts) == set(told)
+    axes = plots.examples(category.test, Transform(64, 56), three, range(10))
+    for verdict, row in zip(three.verdicts, axes, strict=True):
+        assert row[0].get_ylabel().endswith(f"\n{told[verdict]}")
 
 
 def test_without_masks_maps_are_cut_at_the_threshold_from_good_images(category, calibrated, caplog):
@@ -530,9 +565,25 @@ def test_metrics_are_drawn_with_their_intervals():
     assert sorted((s[0][0], s[1][0]) for s in lines.get_segments()) == [(0.7, 0.85), (0.85, 0.95)]
     assert ax.get_xlim()[0] <= 0.7 and ax.get_xlim()[1] >= 0.95
     (ax,) = plots.metrics_by_size(table, ["f"])
+    assert "mean and, where there is one, its interval of 95 %," in texts(ax.figure)
     (mean,) = ax.collections
     ((_, low), (_, high)) = mean.get_segments()[0]
     assert (low, high) == pytest.approx((0.85 - (0.1**2 + 0.05**2) ** 0.5 / 2, 0.85 + (0.05**2 + 0.05**2) ** 0.5 / 2))
+
+
+@pytest.mark.parametrize("ends", [[], ["f_low", "f_high"]])
+def test_intervals_are_told_only_where_they_are_drawn(ends):
+    table = pd.DataFrame({"f": [0.8, 0.9], "category": ["a", "b"], "size": [1, 1]}, ["mvtec_a", "mvtec_b"])
+    table[ends] = np.nan  # as of one image alone
+    for draw in (
+        plots.metric_dots,
+        plots.metrics_by_size,
+        lambda *given: plots.metric_distributions(given[0], None, given[1]),
+    ):
+        assert "interval" not in texts(draw(table, ["f"])[0].figure)
+    table[["f_low", "f_high"]] = [[0.7, 0.9], [np.nan, np.nan]]
+    for axes in (plots.metric_dots(table, ["f"]), plots.metric_distributions(table, None, ["f"])):
+        assert "thin lines: intervals of 95 %" in texts(axes[0].figure)
 
 
 # reasons
@@ -568,6 +619,14 @@ def test_models_without_origins_show_the_region_alone():
     pictures = np.zeros((1, 24, 24, 3), dtype=np.uint8)
     axes = plots.explanation(Explanation("0.png", "look", 1.2, "", (region(pictures, (), 1.2),)))
     assert axes.shape == (1, 1)
+
+
+def test_repeated_pixels_are_told():
+    image, note = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "its last pixels are repeated"
+    inside, left, bottom = (around(image, cell, (16, 16)) for cell in (8 * 16 + 8, 8 * 16 + 3, 13 * 16 + 8))
+    for pictures in ([inside, inside], [inside, left], [bottom, inside]):
+        axes = plots.explanation(Explanation("0.png", "look", 1.2, "", (region(pictures, ["1.png"], 1.2),)))
+        assert (note in texts(axes[0, 0].figure)) == (pictures[0] is not pictures[1])
 
 
 def test_good_images_have_no_reasons():

@@ -95,6 +95,15 @@ def test_defects_that_fill_their_images():
     assert "needs good pixels in defective images" in metrics["undefined"]
 
 
+def test_masks_that_are_empty_at_this_size_are_counted():
+    masks = np.zeros((4, 8, 6), dtype=bool)
+    masks[1, 2:4, 2:4] = True
+    metrics = pk.evaluate(predictions([0, 1, 1, 1], masks))
+    assert (metrics["masks"], metrics["empty_masks"]) == (3, 2) and metrics["full_pixel_auroc"] is not None
+    assert "pixel metrics: at this size 2 of 3 masks are empty, whose defects do not count" in metrics["undefined"]
+    assert pk.evaluate(predictions([0, 1], None))["masks"] is None
+
+
 def test_unknown_labels_are_left_out():
     some, more = predictions([0, 1, 0, 1], None), predictions([0, 1, 0, 1, -1], None)
     assert pk.evaluate(more)["instance_auroc"] == pk.evaluate(some)["instance_auroc"]

@@ -26,7 +26,7 @@ CASES = {  # a right answer, and wrong ones with words of what is said of each
         4.0,
         {
             2.5: "threshold of the pixels", 9.0: "best F1", 6.0: "the model's own", 0.5: "more false alarms",
-            float("inf"): "misses defective", 4.5: "misses defective", float("nan"): "lowest score",
+            float("inf"): "misses defective", 4.5: "misses defective",
         },
     ),
     "task5_worst": (
@@ -37,19 +37,27 @@ CASES = {  # a right answer, and wrong ones with words of what is said of each
         0.4,
         {
             2 / 3: "precision", 0.5: "recall", 4 / 7: "Dice", 0.7: "with all the good ones", 2: "number of pixels",
-            0.1: "& and |",
+            0.1: "& and |", 0.403: "rounded",
         },
     ),
     "task7_image_size": (
         16,
         {4: "the bank grows as well", 2: "side of the image", 8: "multiply", 196: "count the comparisons"},
     ),
-    "own_parts": (49, {10: "so many are there", 59: "it takes in all", -49: "0 more", 5: "lines below Fit"}),
+    "own_parts": (
+        49,
+        {10: "so many are there", 59: "takes in all", -49: "0 more", 5: "below Fit", 299: "upper", 0: "too few"},
+    ),
 }  # fmt: skip
 KINDS = {
-    "workshop": {"0": "'0' is a text: write it without quotes", None: "None is a NoneType, not a number"},
-    "task3_distributions": {5: "5 is a int, not a text, in quotes"},
-    "task4_masks": {"4": "without quotes", (1.0, 2.0): "is a tuple, not a number"},
+    "workshop": {
+        "0": "'0' is a text, not a number: write it without quotes",
+        "abc": "'abc' is a text, not a number",
+        None: "None is of the kind NoneType, not a number",
+    },
+    "task3_distributions": {5: "5 is of the kind int, not a text, in quotes"},
+    "task4_masks": {"4": "without quotes", (1.0, 2.0): "of the kind tuple, not a number", (4.0,): "of the kind tuple"},
+    "task5_worst": {float("nan"): "nan is not a number"},
     "task7_image_size": {"16": "'16' is a text", True: "not a number"},
 }
 
@@ -135,19 +143,19 @@ def test_answers_of_another_kind(question, fitted, capsys):
 
 
 def test_the_second_hint_comes_after_another_answer(work, capsys):
-    for answer, said in {5: "count the comparisons", 6: "each of the two grows four times"}.items():
+    for answer, said in {5: "count the comparisons", 6: "patches and rows each grow four times"}.items():
         for _ in range(2):  # the same again is no other answer
             questions.task7_image_size(answer)
             out = capsys.readouterr().out
             assert said in out, out
         assert "16" not in out
     questions.task7_image_size(8)
-    assert capsys.readouterr().out == "Not yet: the two growths multiply; each of the two grows four times\n"
+    assert capsys.readouterr().out == "Not yet: the two growths multiply; patches and rows each grow four times\n"
     questions.task7_image_size(16)
     questions.task7_image_size(4)  # once right, right
     table = questions.progress()
-    assert table.loc["task7_image_size", "wrong"] == ["5", "6", "8", "4"] and table.loc["task7_image_size", "right"]
-    assert list(table.index) == list(questions.QUESTIONS) and table["right"].notna().sum() == 1
+    assert table.loc["task7_image_size", "wrong"] == "5, 6, 8, 4" and "-" in table.loc["task7_image_size", "right"]
+    assert list(table.index) == list(questions.QUESTIONS) and (table["right"] == "not yet").sum() == len(table) - 1
 
 
 def pairs(good, bad, ties=0.5):
@@ -186,8 +194,10 @@ def test_half_the_memory(fitted, capsys):
         "not fitted yet": half(0.025),
         "as many patches as before": detector,
         "half of all": half(0.5).fit(category.train),
-        "is a type, not a PatchCore": pk.PatchCore,
-        "0.5 is a float": 0.5,
+        "keeps more": half(0.1).fit(category.train),
+        "fewer images": half(0.05).fit(category.train[::2]),
+        "of the kind type, not a PatchCore": pk.PatchCore,
+        "0.5 is of the kind float": 0.5,
     }
     for said, answer in wrong.items():
         questions.task1_train(answer, detector)
@@ -218,12 +228,12 @@ def test_patchcore_by_hand(fitted, capsys):
         f"asked are {k}": right[:-1],
         "chosen again": [right[0]] * k,
         "not one of them": [int(starts[0]), *right[1:]],
-        "the start points still count": k_center(features, starts, k, keep_starts=False),
+        "keep the smaller": k_center(features, starts, k, keep_starts=False),
         "the second is not": [right[0], right[2], right[1], *right[3:]],
-        "is a int": 5,
+        "of the kind int": 5,
     }
     for said, answer in wrong.items():
-        questions.by_hand_coreset(answer, features, starts, k)
+        assert questions.by_hand_coreset(answer, features, starts, k)[:5] == right[:5]  # to go on with
         out = capsys.readouterr().out
         assert said in out, (said, out)
     for answer in (right, np.array(right), torch.tensor(right)):
@@ -236,6 +246,7 @@ def test_patchcore_by_hand(fitted, capsys):
         "their squares": distances.amax(1),
         "not as all of them": (distances**2).mean(1),
         f"{len(category.test)} images": distances.flatten() ** 2,
+        "torch.cdist(rows, bank)": [-1] * len(category.test),
     }
     for said, answer in wrong.items():
         questions.by_hand_scores(answer, detector, category.test)

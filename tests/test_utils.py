@@ -117,7 +117,7 @@ def test_data_behind_a_link(work, sample_root, monkeypatch):
     monkeypatch.setenv("MVTEC_ROOT", "linked")
     data, _ = utils.start()
     assert data.name == "linked"
-    run = utils.find_or_train(data, "mine")
+    run = utils.find_or_train(data, "experiments/step1/mine")
     assert utils.find_or_train(data, run) == run
     made = (utils.find_or_evaluate(data, run) / "results.csv").stat().st_mtime_ns
     assert (utils.find_or_evaluate(data, run) / "results.csv").stat().st_mtime_ns == made
@@ -164,6 +164,12 @@ def test_results_lie_by_data_and_settings(work, sample_root, capsys):
         return run
 
     assert utils.task1_run(data) == Path("experiments/step1/0000")  # to be made
+    for wrong in ({"percentage": "0.1"}, {"imagesize": "224"}, {"layers": 5}, {"backbone": None}):
+        with pytest.raises(pk.SettingsError, match=next(iter(wrong)).upper()):
+            utils.run_folder("step1", data, **wrong)
+    for wrong in ("nowhere", 5, None):
+        with pytest.raises(pk.SettingsError, match="RUN is "):
+            utils.find_or_train(data, wrong)
     small = train(data, ["pill"], resize=64, imagesize=56)
     assert small == Path("experiments/step1/sample_small-starter-56")
     capsys.readouterr()
@@ -211,10 +217,15 @@ WRONG = {
     },
     "METRIC": {"auroc": "unknown metric 'auroc': there are instance_auroc", ("instance_auroc",): "unknown metric"},
     "METRICS": {"instance_auroc": "no list", ("auroc",): "unknown metric"},
-    "BACKBONE": {5: "the name of a network", ("starter",): "the name of a network"},
-    "LAYERS": {"layer2": "no list", (2,): "names of layers"},
-    "PERCENTAGE": {"0.1": "a share, as 0.1"},
-    "N": {0: "whole number from 1", "5": "whole number", 2.5: "whole number"},
+    "BACKBONE": {5: "a name, as 'starter'", ("starter",): "a name"},
+    "LAYERS": {"layer2": "no list", (2,): "a name"},
+    "PERCENTAGE": {"0.1": "a share, above 0", 0: "above 0", 2: "at most 1", True: "a share"},
+    "N": {0: "whole number from 1", "5": "whole number", 2.5: "whole number", True: "whole number"},
+    "RESIZE": {"256": "whole number", (256,) * 2 + ("x",): "whole number"},
+    "IMAGESIZE": {0: "whole number from 16", "224": "whole number", None: "whole number"},
+    "RUN": {None: "the name of a folder", 5: "the name of a folder"},
+    "GOOD": {5: "the name of a folder"},
+    "DEVICE": {None: "a name"},
     "DIGITS": {-1: "whole number from 0", "3": "whole number"},
 }
 
@@ -293,7 +304,7 @@ def test_categories_without_test_images_are_left_out(work, capsys):
     data, _ = utils.start()
     shutil.rmtree(data / "screw/test")
     shutil.rmtree(data / "screw/ground_truth")
-    run = utils.find_or_train(data, "mine")
+    run = utils.find_or_train(data, "experiments/step1/mine")
     capsys.readouterr()
     folder = utils.find_or_evaluate(data, run)
     assert capsys.readouterr().out.startswith("screw: no test images to evaluate\n")

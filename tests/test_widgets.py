@@ -58,6 +58,17 @@ def test_starts_at_the_best_threshold(slider, predictions):
     assert slider.image.value == 0
 
 
+@pytest.mark.parametrize("end", [-1, 0.7, 3.3])
+def test_browsers_can_stop_at_the_best_threshold(samples, predictions, end):
+    """They round to steps, counted from the lowest value, and tell what they have rounded."""
+    predictions.maps[0, 0, 0] = end  # so that the range is another
+    slider = ThresholdSlider(samples, pk.Transform(64, 56), predictions, 0).slider
+    stop = slider.min + round((slider.value - slider.min) / slider.step) * slider.step
+    assert np.float32(stop) == np.float32(predictions.pixel_threshold)
+    assert slider.min <= predictions.maps.min() and slider.max == predictions.maps.max()
+    assert slider.min > predictions.maps.min() - slider.step
+
+
 def test_moving_it_redraws_the_mask_and_tells_precision_and_recall(slider, predictions):
     before = shown(slider)
     for threshold in (0.3, 1.2, 1.7):
@@ -95,7 +106,7 @@ def test_good_images_have_no_recall(slider, predictions):
 
 
 def test_the_best_f1_is_marked_and_one_click_away(slider, predictions):
-    best, low, high = predictions.pixel_threshold, predictions.maps.min(), predictions.maps.max()
+    best, low, high = predictions.pixel_threshold, slider.slider.min, slider.slider.max
     slider.slider.value = 1.7
     assert f"The best F1 of all test images is {predictions.metrics['full_pixel_f1']:.3f}, at {best:.3g}" in (
         slider.text.value

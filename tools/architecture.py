@@ -10,19 +10,20 @@ GROUPS = ("files and safety", "data", "method", "results", "front ends")
 LAYERS = """
 errors notes progress arrays files reference_format
 images sample_data     | weights starter calibration  | metrics
-. masks                | backbones . scoring          |
+masks folders          | backbones . scoring          |
 datasets data_check    | patches . appearance         |
 transforms image_cache | coreset memory_bank suspects | drawing reasons
                        | . . growth                   | predictions
                        | detector                     | results .
                        | ensemble                     | charts plots
                        |                              | experiments report
-interrupts watch widgets app cli
+interrupts judgements watch widgets app cli
 """
 # The way of the data: from, to and what is handed over. One of the two imports the other.
 FLOW = """
-images datasets
+images masks
 masks datasets
+folders datasets
 datasets transforms: samples
 transforms detector: images
 weights backbones
