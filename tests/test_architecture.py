@@ -3,8 +3,7 @@
 import ast
 import re
 import sys
-from itertools import pairwise
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
