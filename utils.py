@@ -275,10 +275,11 @@ def run_folder(
     first = Path("experiments", project, "0000")
     if project == "step1" and published and not first.exists():
         return first
-    parts = [data.resolve().name, backbone, "x".join(map(str, resize)) if isinstance(resize, tuple) else imagesize]
+    whole = isinstance(resize, tuple)
+    parts = [data.resolve().name, backbone, "x".join(map(str, resize)) if whole else imagesize]
     parts += [] if tuple(layers) == LAYERS else layers
     parts += [] if percentage == PERCENTAGE else [f"{100 * percentage:g}percent"]
-    parts += [] if resize in (round(imagesize * 8 / 7), *parts) or isinstance(resize, tuple) else [f"of{resize}"]
+    parts += [] if whole or resize == round(imagesize * 8 / 7) else [f"of{resize}"]
     names = (first.with_name(name) for name in numbered(file_name("-".join(map(str, parts)).replace("/", "-"))))
     return next(folder for folder in names if not folder.exists())
 

@@ -56,7 +56,7 @@ KINDS = {  # in this order
     "left out": "left out, or taken for something else",
     "format": "read, but not all that the file holds",
     "few": "few good images",
-    "unsorted": "not sorted",
+    "unsorted": "not sorted into good and defective",
 }
 SHOWN = 5  # files of a kind
 RATE = 0.05  # of false alarms, the kit's default
@@ -129,7 +129,8 @@ class Check:
             grouped[finding.fault, finding.kind].append(finding)
         for (fault, kind), findings in grouped.items():
             lines.append(f"{'To mend' if fault else 'Worth knowing'}: {KINDS[kind]} ({len(findings)})")
-            lines += [f"  {finding.name}: {finding.sentence}" for finding in findings[:SHOWN]]
+            names = [self.folder.name if finding.name == "." else finding.name for finding in findings[:SHOWN]]
+            lines += [f"  {name}: {one.sentence}" for name, one in zip(names, findings, strict=False)]
             lines += [f"  and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
         lines += [] if self.faults else ["Nothing to mend."]
         return "\n".join(lines + [f"{name}: {_promise(n)}" if name else _promise(n) for name, n in self.good.items()])

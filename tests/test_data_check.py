@@ -198,6 +198,7 @@ def test_unsorted(pill, tmp_path):
         ("format", "001.png", False),
         ("unsorted", ".", False),
     ]
+    assert "not sorted into good and defective (1)\n  photographs: learn from these images only if" in str(report)
 
 
 def test_several_categories(pill, tmp_path):
