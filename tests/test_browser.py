@@ -356,7 +356,7 @@ def test_half_a_day(page, lab, work, names, shoot, tmp_path):
     question, answer = cell_of(notebook, "questions.task4_masks"), cell_of(notebook, "my_threshold = ")
     expect(question.locator(".jp-OutputArea")).to_contain_text("Not answered yet", timeout=120_000)
     for source, said in {
-        "'8'": "Not yet: '8' is a text: write it without quotes",
+        "'8'": "Not yet: '8' is a text, not a number: write it without quotes",
         "predictions.pixel_threshold": "that is the threshold of the pixels",
         "predictions.scores[predictions.labels == 1].min()": "Right.",
     }.items():

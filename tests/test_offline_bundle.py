@@ -97,7 +97,8 @@ def install(bundle: Path, *arguments: str, cwd: Path, code: int = 0) -> str:
 
 
 def run(command: list, cwd: Path, code: int = 0) -> str:
-    environment = os.environ | {"PYTHON": sys.executable, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = alone | {"PYTHON": sys.executable, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}  # not as in `make test`
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert bool(done.returncode) == bool(code), done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import patchcore_kit as pk
-from utils import check, commandline_args, get_evaluate_args, get_train_args
+from utils import commandline_args, get_evaluate_args, get_train_args
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -109,9 +109,3 @@ def test_arguments_are_put_back():
         assert sys.argv[1:] == ["a", "b"]
         raise KeyError
     assert sys.argv == before
-
-
-def test_checks_fire(capsys):
-    check(1 + 1 == 2, "add again")
-    check(1 + 1 == 3, "add again")
-    assert capsys.readouterr().out == "Right.\nNot yet: add again\n"
