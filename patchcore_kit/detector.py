@@ -34,7 +34,7 @@ from patchcore_kit.memory_bank import MemoryBank
 from patchcore_kit.notes import Notes
 from patchcore_kit.patches import PatchEmbedding, PatchRows
 from patchcore_kit.predictions import Predictions
-from patchcore_kit.progress import Line, line_of
+from patchcore_kit.progress import Line, images_of, line_of
 from patchcore_kit.reasons import Evidence
 from patchcore_kit.scoring import SCORINGS, draw_maps
 from patchcore_kit.suspects import spread
@@ -158,7 +158,7 @@ class PatchCore:
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
         """
         samples = as_samples(images)
-        with line_of(self.progress, f"fit on {len(samples)} images") as line:
+        with line_of(self.progress, f"fit on {images_of(samples)}") as line:
             return self._fit(samples, Notes(), line)
 
     @torch.inference_mode()
@@ -360,7 +360,7 @@ class PatchCore:
         Raises ModelError before `fit`, DataError without images or for one that cannot be read.
         """
         samples = as_samples(images)
-        with line_of(self.progress, f"scored {len(samples)} images") as line:
+        with line_of(self.progress, f"scored {images_of(samples)}") as line:
             return self._predict(samples, mask_rule, Notes(), line)
 
     @torch.inference_mode()
@@ -520,7 +520,7 @@ class PatchCore:
         images or for one that cannot be read.
         """
         samples = as_samples(images)
-        with line_of(self.progress, f"extended by {len(samples)} images") as line:
+        with line_of(self.progress, f"extended by {images_of(samples)}") as line:
             return self._extend(samples, Notes(), line)
 
     @torch.inference_mode()
@@ -605,7 +605,7 @@ class PatchCore:
         read; then the thresholds stay as they were.
         """
         samples = as_samples(images)
-        with line_of(self.progress, f"thresholds from {len(samples)} images") as line:
+        with line_of(self.progress, f"thresholds from {images_of(samples)}") as line:
             return self._recalibrate(samples, Notes(), line)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from patchcore_kit.detector import Images, PatchCore, save_members
 from patchcore_kit.errors import SettingsError
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import Predictions
-from patchcore_kit.progress import line_of
+from patchcore_kit.progress import images_of, line_of
 from patchcore_kit.transforms import Transform
 
 
@@ -54,7 +54,7 @@ class PatchCoreEnsemble:
         samples = as_samples(images)
         notes = Notes()
         for member in self.members:
-            with line_of(member.progress, f"fit on {len(samples)} images") as line:
+            with line_of(member.progress, f"fit on {images_of(samples)}") as line:
                 member._fit(samples, notes, line)
         return self
 
@@ -63,7 +63,7 @@ class PatchCoreEnsemble:
         samples, notes, scores, maps = as_samples(images), Notes(), 0, 0
         scales = None if self.scaling == "test-set" else self._scales()
         for i, member in enumerate(self.members):
-            with line_of(member.progress, f"scored {len(samples)} images") as line:
+            with line_of(member.progress, f"scored {images_of(samples)}") as line:
                 one = member._predict(samples, mask_rule, notes, line)
             of_scores, of_maps = (one.scores, one.maps) if scales is None else scales[i]
             scores = scores + _scaled(one.scores, of_scores) / len(self.members)
@@ -100,7 +100,7 @@ class PatchCoreEnsemble:
         """Let more good images join every member. Raises as `PatchCore.extend`."""
         samples, notes = as_samples(images), Notes()
         for member in self.members:
-            with line_of(member.progress, f"extended by {len(samples)} images") as line:
+            with line_of(member.progress, f"extended by {images_of(samples)}") as line:
                 member._extend(samples, notes, line)
         return self
 
@@ -108,7 +108,7 @@ class PatchCoreEnsemble:
         """Take every member's thresholds from these good images. Raises as `PatchCore.recalibrate`."""
         samples, notes = as_samples(images), Notes()
         for member in self.members:
-            with line_of(member.progress, f"thresholds from {len(samples)} images") as line:
+            with line_of(member.progress, f"thresholds from {images_of(samples)}") as line:
                 member._recalibrate(samples, notes, line)
         return self
 

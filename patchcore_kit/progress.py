@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,11 @@ def line_of(progress: bool | Line, done: str) -> Iterator[Line]:
         line = Line(progress)
         yield line
         line.end(done)
+
+
+def images_of(samples: Sized) -> str:
+    """How many there are, in words."""
+    return f"{len(samples)} image{'' if len(samples) == 1 else 's'}"
 
 
 def in_notebook() -> bool:
