@@ -51,7 +51,9 @@ class _Text(tqdm):
     def __init__(self, say: Callable[[str], None], desc: str, total: int):
         self._say = say
         form = "{desc}: {n_fmt} of {total_fmt}"
-        super().__init__(desc=desc, total=total, leave=False, file=io.StringIO(), mininterval=0.25, bar_format=form)
+        super().__init__(
+            desc=desc, total=total, leave=False, file=io.StringIO(), mininterval=0.25, disable=False, bar_format=form
+        )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # else it is to be wiped away
