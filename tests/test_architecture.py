@@ -9,22 +9,16 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "tools"))
+
+import architecture  # noqa: E402
+
 PAGE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
 MODULES = {path.stem: path for path in (REPOSITORY / "patchcore_kit").rglob("*.py") if path.stem != "__init__"}
 
 
 @pytest.fixture(scope="module")
-def architecture():
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    try:
-        import architecture
-    finally:
-        sys.path.pop(0)
-    return architecture
-
-
-@pytest.fixture(scope="module")
-def order(architecture) -> list[str]:
+def order() -> list[str]:
     """The modules as they are read: line by line, from left to right."""
     return [name for line in architecture.layers() for part in line for name in part if name != "."]
 
@@ -54,23 +48,23 @@ def test_modules_import_only_from_above(order):
             assert place[used] < place[name], f"{name} imports {used}, which is drawn below or to its right"
 
 
-def test_arrows_are_imports(architecture):
+def test_arrows_are_imports():
     for start, end, _ in architecture.flow():
         assert start in imports(MODULES[end]) or end in imports(MODULES[start]), f"{start} and {end} have no import"
 
 
-def test_boxes_lie_apart(architecture):
+def test_boxes_lie_apart():
     rows = {}
     for x, y, width in architecture.places().values():
         rows.setdefault(y, []).append((x - width / 2, x + width / 2))
     assert all(right + 4 <= left for row in rows.values() for (_, right), (left, _) in pairwise(sorted(row)))
 
 
-def test_the_picture_is_up_to_date(architecture):
+def test_the_picture_is_up_to_date():
     assert architecture.PATH.read_text(encoding="utf-8") == architecture.picture(), "run python tools/architecture.py"
 
 
-def test_the_table_has_every_module_once_by_group(architecture):
+def test_the_table_has_every_module_once_by_group():
     first, *lines, last = architecture.layers()
     parts = [*first, *(part for column in zip(*lines, strict=True) for part in column), *last]
     table = PAGE.partition("## Modules")[2].partition("\n## ")[0]
@@ -78,7 +72,7 @@ def test_the_table_has_every_module_once_by_group(architecture):
     assert names == [name for part in parts for name in part if name != "."]
 
 
-def test_the_package_lists_every_module_by_group(architecture):
+def test_the_package_lists_every_module_by_group():
     first, *lines, last = architecture.layers()
     groups = zip(architecture.GROUPS, (first, *zip(*lines, strict=True), last), strict=True)
     wanted = [word for group, parts in groups for word in (*group.split(), *chain.from_iterable(parts)) if word != "."]

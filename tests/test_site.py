@@ -13,17 +13,11 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "tools"))
+
+import make_site as maker  # noqa: E402
+
 COMMANDS = ("lab", "lint", "test", "benchmark", "site")
-
-
-@pytest.fixture(scope="module")
-def maker():
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    try:
-        import make_site
-    finally:
-        sys.path.pop(0)
-    return make_site
 
 
 def texts(page: Path) -> str:
@@ -42,7 +36,7 @@ def anchors(page: Path) -> Iterator[str]:
         yield re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
 
 
-def test_links_lead_somewhere(maker):
+def test_links_lead_somewhere():
     lost = []
     for page in maker.pages():
         for link in maker.links(texts(page)):
@@ -53,30 +47,30 @@ def test_links_lead_somewhere(maker):
     assert not lost
 
 
-def test_every_page_of_docs_is_named_by_another(maker):
+def test_every_page_of_docs_is_named_by_another():
     named = {
         (page.parent / link.partition("#")[0]).resolve() for page in maker.pages() for link in maker.links(texts(page))
     }
     assert {page for page in maker.pages() if page.suffix == ".md"} <= named | {REPOSITORY / "README.md"}
 
 
-def test_the_site_needs_no_network_and_has_all_pages(maker, tmp_path, monkeypatch):
+def test_the_site_needs_no_network_and_has_all_pages(tmp_path, monkeypatch):
     if not maker.BUILDER.exists():
         pytest.skip("needs what `make site` has installed")
     monkeypatch.setattr(maker, "executed", lambda notebook, work, full: (texts(notebook), {}))
     maker.lay_out(tmp_path / "pages", tmp_path, full=False)
-    check(maker.build(tmp_path), maker)
+    check(maker.build(tmp_path))
 
 
 @pytest.mark.full
-def test_make_site(maker):
+def test_make_site():
     done = subprocess.run(["make", "site"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    check(REPOSITORY / "site", maker)
+    check(REPOSITORY / "site")
     assert "<img" in (REPOSITORY / "site/notebooks/task4_masks.html").read_text(encoding="utf-8")
 
 
-def check(site: Path, maker) -> None:
+def check(site: Path) -> None:
     """Each page is there, and none loads anything from elsewhere."""
     for page in maker.pages():
         name = "index" if page.stem == "README" else page.stem
