@@ -10,7 +10,7 @@ have read the method. All modules by group, each behind those of its line that i
     files and safety  errors notes progress arrays files reference_format
     data              images sample_data masks folders datasets data_check transforms image_cache
     method            weights starter calibration backbones scoring patches appearance coreset memory_bank
-                      suspects growth detector ensemble
+                      suspects growth model_folder detector ensemble
     results           metrics drawing reasons predictions results charts plots experiments report
     front ends        interrupts judgements watch widgets app cli
 """
@@ -27,13 +27,14 @@ if TYPE_CHECKING:  # for editors; at run time each module is loaded when a name 
     from patchcore_kit.backbones import Backbone, load_backbone
     from patchcore_kit.coreset import greedy_coreset
     from patchcore_kit.datasets import Category, Sample, find_data, list_categories, load_category, load_folder
-    from patchcore_kit.detector import PatchCore, load_transform
+    from patchcore_kit.detector import PatchCore
     from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
     from patchcore_kit.errors import DataError, KitError, ModelError, ResultsError, SettingsError, WeightsError
     from patchcore_kit.files import work_folder
     from patchcore_kit.image_cache import ImageCache
     from patchcore_kit.memory_bank import MemoryBank
     from patchcore_kit.metrics import METRICS
+    from patchcore_kit.model_folder import load_transform
     from patchcore_kit.patches import embed
     from patchcore_kit.plots import save_segmentation_images
     from patchcore_kit.predictions import Predictions, evaluate
@@ -46,13 +47,14 @@ _NAMES = {
     "backbones": ("Backbone", "load_backbone"),
     "coreset": ("greedy_coreset",),
     "datasets": ("Category", "Sample", "find_data", "list_categories", "load_category", "load_folder"),
-    "detector": ("PatchCore", "load_transform"),
+    "detector": ("PatchCore",),
     "ensemble": ("PatchCoreEnsemble", "load_detector"),
     "errors": ("DataError", "KitError", "ModelError", "ResultsError", "SettingsError", "WeightsError"),
     "files": ("work_folder",),
     "image_cache": ("ImageCache",),
     "memory_bank": ("MemoryBank",),
     "metrics": ("METRICS",),
+    "model_folder": ("load_transform",),
     "patches": ("embed",),
     "plots": ("save_segmentation_images",),
     "predictions": ("Predictions", "evaluate"),

@@ -18,7 +18,7 @@ from patchcore_kit.app import UserPath
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import Category, list_categories, load_category
-from patchcore_kit.detector import PatchCore, load_transform
+from patchcore_kit.detector import PatchCore
 from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
 from patchcore_kit.experiments import (
@@ -31,6 +31,7 @@ from patchcore_kit.experiments import (
 )
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
+from patchcore_kit.model_folder import load_transform
 from patchcore_kit.progress import in_notebook
 from patchcore_kit.reference_format import prefixes, read_settings
 from patchcore_kit.results import Results

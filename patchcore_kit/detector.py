@@ -10,7 +10,6 @@ implementation's: `scoring.py` has the rules.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,12 @@ import numpy as np
 import scipy.special
 import torch
 
-from patchcore_kit import calibration, coreset, memory_bank, reasons, reference_format, suspects
+from patchcore_kit import calibration, coreset, memory_bank, model_folder, reasons, suspects
 from patchcore_kit.appearance import Appearance, measure
-from patchcore_kit.backbones import Backbone, find_device, load_backbone
+from patchcore_kit.backbones import Backbone
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import Sample, as_samples, category_of
-from patchcore_kit.errors import DataError, ModelError, SettingsError, WeightsError, check_choice, short, whole_number
-from patchcore_kit.files import user_path, writing
+from patchcore_kit.errors import DataError, ModelError, SettingsError, check_choice, whole_number
 from patchcore_kit.growth import HeldOut, Reserve, halved
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.images import Frame
@@ -633,49 +631,7 @@ class PatchCore:
 
         Raises ModelError before `fit`, ResultsError if the folder cannot be written or holds anything else.
         """
-        save_members([self], folder)
-
-    def _saved(self, layers_as: type) -> reference_format.SavedModel:
-        if not hasattr(self, "bank_"):
-            raise ModelError("this PatchCore has no memory bank to save yet: call fit first")
-        params = {
-            "backbone.name": self.backbone.name,
-            "layers_to_extract_from": layers_as(self.backbone.layers),
-            "input_shape": (3, *self.transform.size),
-            "pretrain_embed_dimension": self.pretrain_embed_dimension,
-            "target_embed_dimension": self.target_embed_dimension,
-            "patchsize": self.patchsize,
-            "patchstride": 1,
-            "anomaly_scorer_num_nn": self.num_nn,
-        }
-        extras = {
-            "resize": self.resize,
-            "sampler": self.sampler,
-            "percentage": self.percentage,
-            "projection": self.projection,
-            "reweight": self.reweight,
-            "scoring": self.scoring,
-            "alarm_rate": self.alarm_rate,
-            "contamination": self.contamination,
-            "search": self.search,
-            "storage": self.storage,
-            "precision": self.backbone.precision,
-            "seed": self.seed,
-            "grid": self.grid_,
-            "weights": self.backbone.weights,
-            "weights_seed": self.backbone.seed,
-            "weights_fingerprint": self.backbone.fingerprint,
-            "training_images": self.train_names_,
-            "suspects": self.suspects_,
-            "category": self.category_,
-            "bits": self.transform.bits,
-        }
-        arrays = {name: getattr(self.bank_, name) for name in ("images", "cells", "spacing")} | {"near": self.near_}
-        arrays = {name: values for name, values in arrays.items() if values is not None}
-        for known in (self.calibration_, self.appearance_, self.held_out_, self.reserve_):
-            arrays |= {} if known is None else known.arrays()
-        arrays |= self.bank_.prepared | {"training_sizes": self.sizes_} | reasons.bundled(self.photographs_)
-        return reference_format.SavedModel(params, self.bank_.rows, extras, arrays)
+        model_folder.save_members([self], folder)
 
     @classmethod
     def load(
@@ -703,100 +659,11 @@ class PatchCore:
         Raises ModelError if the folder is no model, was made with other weights or for another `resize` or
         `bits`, or lacks the spacing that is asked for, and WeightsError if the network's weights are not found.
         """
-        if not prefix and reference_format.prefixes(folder) != [""]:
-            raise ModelError(f"{folder} holds an ensemble: open it with PatchCoreEnsemble.load or load_detector")
-        device = find_device(device)
-        if scoring is not None:
-            check_choice("scoring", scoring, SCORINGS)
-        saved = reference_format.read_model(folder, prefix)
-        params, extras = saved.params, saved.extras
-        made_for = extras.get("scoring", "distance")
-        transform = _transform(folder, params, extras, resize, bits)
-        if weights is None and extras.get("weights") == "random":
-            weights = "random"
-        try:
-            backbone = load_backbone(
-                params["backbone.name"],
-                tuple(params["layers_to_extract_from"]),
-                weights,
-                device,
-                extras.get("weights_seed", 0),
-                precision=extras.get("precision", "float32"),
-            )
-        except WeightsError as error:
-            raise WeightsError(f"the model in {folder} needs the weights it was made with: {error.needed}") from None
-        except SettingsError as error:
-            raise ModelError(f"the model in {folder} cannot be opened ({short(error)})") from None
-        if extras and backbone.fingerprint != extras["weights_fingerprint"]:
-            raise ModelError(
-                f"the model in {folder} was trained with other weights ({extras['weights']}) than those "
-                f"found for {backbone.name} ({backbone.weights}): give it the same"
-            )
-        with _usable(folder):
-            detector = cls(
-                backbone,
-                extras.get("sampler", "identity"),
-                extras.get("percentage", 1),
-                transform.resize,
-                transform.imagesize,
-                params["pretrain_embed_dimension"],
-                params["target_embed_dimension"],
-                params["patchsize"],
-                params["anomaly_scorer_num_nn"],
-                extras.get("seed", 0),
-                projection=extras.get("projection"),
-                reweight=extras.get("reweight", 0),
-                scoring=scoring or made_for,
-                alarm_rate=extras.get("alarm_rate", 0.05),
-                contamination=extras.get("contamination", 0.0),
-                search=extras.get("search", "fast"),
-                storage=extras.get("storage", "float32"),
-                bits=bits,
-                progress=progress,
-            )
-            detector.transform = transform
-            detector.grid_ = detector._find_grid()
-            if extras and tuple(extras["grid"]) != detector.grid_:
-                raise ValueError(f"its grid is {extras['grid']}, but {backbone.name} makes {list(detector.grid_)}")
-            detector._forget()
-            detector._remember(saved)
-            named = user_path(folder).name  # the reference's and the scripts' folders are called mvtec_<category>
-            detector.category_ = extras.get(
-                "category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else ""
-            )
-            detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
-            detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
-            if detector.calibration_ is None:
-                LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
-            spacing = {"spacing": detector._stored_spacing(folder, saved)} if detector._relative else {}
-            detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
-        return detector
+        return model_folder.open_model(cls, folder, weights, resize, scoring, bits, device, prefix, progress)
 
     def _find_grid(self) -> tuple[int, int]:
         """By the maps' shapes alone: the size that a file claims costs nothing."""
         return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
-
-    def _remember(self, saved: reference_format.SavedModel) -> None:
-        """What a model folder says of the training images, as far as it does."""
-        self.train_names_ = tuple(saved.extras.get("training_images", ()))
-        self.suspects_ = tuple(saved.extras.get("suspects", ()))
-        self.appearance_, self.near_ = Appearance.of(saved.arrays), saved.arrays.get("near")
-        self.reserve_ = Reserve.of(saved.arrays, saved.rows.shape[1])
-        if "photographs" in saved.arrays:
-            self.sizes_, self.photographs_ = saved.arrays["training_sizes"], reasons.unbundled(saved.arrays)
-
-    def _stored_spacing(self, folder: Path | str, saved: reference_format.SavedModel) -> np.ndarray:
-        if "spacing" in saved.arrays:
-            return saved.arrays["spacing"]
-        if saved.extras.get("sampler") != "identity":
-            raise ModelError(
-                f"the model in {folder} does not know how far apart good patches lie: {self.scoring} scores need a "
-                f"model that was trained with scoring={self.scoring!r}, or one whose bank has all patches (sampler "
-                "identity)"
-            )
-        rows = torch.from_numpy(saved.rows)
-        projected = coreset.project(rows, self.projection, self.seed)
-        return self._spacing_of(projected, np.arange(len(rows)), rows.shape[1], Notes())
 
 
 class _Passing:
@@ -818,61 +685,3 @@ class _Passing:
     @property
     def values(self) -> np.ndarray:
         return np.concatenate(self._values)
-
-
-def save_members(members: Sequence[PatchCore], folder: Path | str) -> None:
-    """Write a detector's folder, or an ensemble's."""
-    folder = user_path(folder)
-    # the reference stores a tuple for one backbone and a list for several
-    saved = [member._saved(tuple if len(members) == 1 else list) for member in members]
-    reference_format.check_replaceable(folder)
-    with writing(folder, reference_format.check_replaceable) as temporary:
-        temporary.mkdir()
-        for i, model in enumerate(saved):
-            reference_format.write_model(temporary, model, reference_format.ensemble_prefix(i, len(saved)))
-
-
-def load_transform(
-    folder: Path | str, resize: int | tuple[int, int] | None = None, *, bits: int | None = None, prefix: str = ""
-) -> Transform:
-    """How a saved model sees images, without opening the rest of it.
-
-    resize, bits, prefix: as for `PatchCore.load`; without a prefix, an ensemble's first member.
-    Raises ModelError if the folder is no model, or was made for another `resize` or `bits`.
-    """
-    params, extras = reference_format.read_settings(folder, prefix or reference_format.prefixes(folder)[0])
-    return _transform(folder, params, extras, resize, bits)
-
-
-def _transform(
-    folder: Path | str, params: dict, extras: dict, resize: int | tuple[int, int] | None, bits: int | None
-) -> Transform:
-    size = tuple(params["input_shape"][1:])
-    stored, resize = extras.get("resize"), tuple(resize) if isinstance(resize, list) else resize
-    if stored and resize and resize != stored:
-        raise ModelError(
-            f"the model in {folder} was trained with resize {stored}, not {resize}: use the same, or train another"
-        )
-    if bits not in (None, extras.get("bits") or bits):
-        raise ModelError(f"the model in {folder} was trained with {extras['bits']} bits, not {bits}: use the same")
-    resize = stored or resize or (round(size[0] * 8 / 7) if size[0] == size[1] else size)
-    transform = Transform(resize, size[1], bits=extras.get("bits") or bits)
-    if transform.size != size:
-        raise ModelError(
-            f"the model in {folder} was trained on images of {size[0]}x{size[1]} pixels, resize={resize} "
-            f"makes them {'x'.join(map(str, transform.size))}: give what it was trained with"
-        )
-    return transform
-
-
-@contextmanager
-def _usable(folder: Path | str) -> Iterator[None]:
-    """What a model's files say fits together, or it is a ModelError."""
-    try:
-        yield
-    except (DataError, ModelError, WeightsError, MemoryError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the model in {folder} cannot be used ({short(error)}): copy the model folder again, or train again"
-        ) from error

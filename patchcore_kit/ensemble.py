@@ -9,8 +9,9 @@ import numpy as np
 from patchcore_kit import reference_format
 from patchcore_kit.calibration import Calibration
 from patchcore_kit.datasets import as_samples
-from patchcore_kit.detector import Images, PatchCore, save_members
+from patchcore_kit.detector import Images, PatchCore
 from patchcore_kit.errors import SettingsError
+from patchcore_kit.model_folder import save_members
 from patchcore_kit.notes import Notes
 from patchcore_kit.predictions import Predictions
 from patchcore_kit.progress import images_of, line_of

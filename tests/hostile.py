@@ -72,7 +72,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import patchcore_kit as pk
 import utils
-from patchcore_kit import backbones, detector, images, weights
+from patchcore_kit import backbones, images, model_folder, weights
 from patchcore_kit import reference_format as rf
 from patchcore_kit.masks import read_mask
 from patchcore_kit.results import Results
@@ -550,7 +550,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def model_readers(work: Path) -> Iterator[tuple[str, Reader]]:
     network = pk.load_backbone("starter")
-    detector.load_backbone = cache(backbones.load_backbone)  # the network is not what is read here
+    model_folder.load_backbone = cache(backbones.load_backbone)  # the network is not what is read here
     one, two = (small_detector(network, scoring="density").fit(parts(seed, 6)) for seed in (1, 3))
     large, larger = (small_detector(network, 1.0, scoring="density").fit(parts(seed, 34)) for seed in (1, 3))
     plain, flat = (small_detector(network).fit(parts(seed, 6)) for seed in (1, 3))
@@ -1173,7 +1173,7 @@ def readers(work: Path) -> dict[str, Reader]:
     made["image"] = Reader(18, one, partial(an_image_damaged, kinds=kinds), pixels, room=pixels_room)
     made["mask"] = Reader(6, one, partial(an_image_damaged, kinds=kinds), mask_pixels, room=pixels_room)
     made["data"] = Reader(3, data_files(work), partial(data_damaged, kinds=kinds), learnt)
-    detector.load_backbone = pk.load_backbone = cache(backbones.load_backbone)
+    model_folder.load_backbone = pk.load_backbone = cache(backbones.load_backbone)
     for name, reader in made.items():
         folder = work / "good" / name
         lay(folder, reader.files)

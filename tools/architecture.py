@@ -13,7 +13,7 @@ images sample_data     | weights starter calibration  | metrics
 masks folders          | backbones . scoring          |
 datasets data_check    | patches . appearance         |
 transforms image_cache | coreset memory_bank suspects | drawing reasons
-                       | . . growth                   | predictions
+                       | . growth model_folder        | predictions
                        | detector                     | results .
                        | ensemble                     | charts plots
                        |                              | experiments report
