@@ -9,9 +9,9 @@ have read the method. All modules by group, each behind those of its line that i
 
     files and safety  errors notes progress arrays files reference_format
     data              images sample_data masks folders datasets data_check transforms image_cache
-    method            weights starter calibration backbones scoring patches appearance coreset memory_bank
-                      suspects growth model_folder detector ensemble
-    results           metrics drawing reasons predictions results charts plots experiments report
+    method            weights starter calibration backbones tiles scoring patches appearance coreset memory_bank
+                      suspects cover growth model_folder streaming detector ensemble
+    results           metrics drawing reasons predictions results executors charts plots experiments report
     front ends        interrupts judgements watch widgets app cli
 """
 

@@ -173,6 +173,11 @@ class Backbone:
         return max(self._patch) if self._patch else 8
 
     @property
+    def stride(self) -> int:
+        """Pixels that a cell of the coarsest layer's map is wide."""
+        return max(round(self._size[0] / x.shape[-2]) for x in self.empty_maps(*self._size))
+
+    @property
     def rounding(self) -> float:
         """Share of a map's largest value by which the maps of two equal images may differ."""
         return 0.02 if self.precision == "bfloat16" else 1e-3

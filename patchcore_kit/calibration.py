@@ -18,6 +18,7 @@ from patchcore_kit.errors import SettingsError
 
 SURE = 0.95  # confidence of the ranges and promises
 STRICTER = 5  # a verdict is `defective` from the threshold of a fifth of the alarm rate on, and `look` below
+CALIBRATED = 100  # training images that thresholds are taken from, spread over all of them
 FEWEST = 3  # scores that a tail is fitted to
 
 

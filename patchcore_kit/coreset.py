@@ -158,15 +158,20 @@ def project(
     """
     listed = list(features) if isinstance(features, list | tuple) else [features]
     d, device = listed[0].shape[1], listed[0].device
-    weight = None
-    if dimension not in (None, d):
-        generator = torch.Generator().manual_seed(seed)
-        weight = ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(device)
+    weight = projection_of(d, dimension, seed, device)
     projected, start = torch.empty(sum(map(len, listed)), dimension or d, device=device), 0
     for part in chain.from_iterable(_projected(each, weight) for each in listed):
         projected[start : start + len(part)] = part
         start += len(part)
     return projected.sub_(projected.mean(0))
+
+
+def projection_of(d: int, dimension: int | None, seed: int, device: torch.device | str) -> torch.Tensor | None:
+    """(dimension, d): the weight of `project`; None where rows stay what they are."""
+    if dimension in (None, d):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return ((torch.rand(d, dimension, generator=generator) * 2 - 1) / d**0.5).T.contiguous().to(device)
 
 
 def _projected(features: torch.Tensor | PatchRows, weight: torch.Tensor | None) -> Iterable[torch.Tensor]:
@@ -271,8 +276,8 @@ def _k_center(
     return np.array(chosen, dtype=np.int64), norms + 2 * least
 
 
-def estimate_seconds(features: torch.Tensor, k: int) -> float:
-    """About how long greedy k-center will take for k of these rows (N, D), on this machine.
+def estimate_seconds(features: torch.Tensor, k: int, n: int | None = None) -> float:
+    """About how long greedy k-center will take for k of these rows (N, D), on this machine; or of n such rows.
 
     On the rows of real images (40 000 to 300 000, 1 to 25 % of them) it took as long as 25 000 sqrt(N k) distances in
     one product do, within a factor of two. Rows that lie apart in many dimensions take longer.
@@ -283,7 +288,7 @@ def estimate_seconds(features: torch.Tensor, k: int) -> float:
         started = time.perf_counter()
         float((block @ centres.T).amin())  # waits for a GPU
         fastest = min(fastest, time.perf_counter() - started)
-    return 25_000 * math.sqrt(len(features) * k) * fastest / (len(block) * len(centres))
+    return 25_000 * math.sqrt((n or len(features)) * k) * fastest / (len(block) * len(centres))
 
 
 def _parts(n: int) -> list[int]:

@@ -14,8 +14,9 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -341,12 +342,12 @@ def load_folder(folder: Path | str) -> list[Sample]:
     return as_samples(images)
 
 
-def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame]) -> list[Sample]:
+def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame], first: int = 0) -> list[Sample]:
     """Samples as they are; image files, all those of a folder, or frames in memory as samples of unknown label.
 
     Files are named by their path below the folder that they have in common, frames by their number. A frame is an
     array (H, W) or (H, W, 3) of uint8 or uint16, in RGB order, or a PIL image; so an array (N, H, W, 3) is N frames.
-    Whatever is iterable is read to its end.
+    Whatever is iterable is read to its end. first: number of the first frame.
 
     Raises DataError for a folder without images and arrays of other kinds, SettingsError for anything else.
     """
@@ -368,10 +369,24 @@ def as_samples(images: Path | str | Frame | Iterable[Sample | Path | str | Frame
         if isinstance(thing, Path):
             thing = Sample(names[thing], thing, defect=None)
         elif not isinstance(thing, Sample):
-            name = f"frame {number}"
+            name = f"frame {first + number}"
             thing = Sample(name, None, defect=None, frame=check_frame(thing, name))
         samples.append(thing)
     return samples
+
+
+def in_blocks(images: Path | str | Frame | Iterable[Sample | Path | str | Frame], most: int) -> Iterator[list[Sample]]:
+    """As `as_samples`, but of an iterator over frames at most so many at a time: they may not all fit into memory."""
+    if not isinstance(images, Iterator):
+        yield as_samples(images)
+        return
+    number = 0
+    while block := list(islice(images, most)):
+        if not is_frame(block[0]):
+            yield as_samples(chain(block, images))
+            return
+        yield as_samples(block, number)
+        number += len(block)
 
 
 def _on_disk(image: object) -> object:

@@ -9,22 +9,26 @@ implementation's: `scoring.py` has the rules.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import scipy.special
 import torch
 
-from patchcore_kit import calibration, coreset, memory_bank, model_folder, reasons, suspects
+from patchcore_kit import calibration, coreset, memory_bank, model_folder, reasons, streaming, suspects
 from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.backbones import Backbone
-from patchcore_kit.calibration import Calibration
+from patchcore_kit.calibration import CALIBRATED, Calibration
+from patchcore_kit.cover import WORKING
 from patchcore_kit.datasets import Sample, as_samples, category_of
 from patchcore_kit.errors import DataError, ModelError, SettingsError, check_choice, whole_number
-from patchcore_kit.growth import HeldOut, Reserve, halved
+from patchcore_kit.growth import STRANGEST, HeldOut, Reserve, halved
 from patchcore_kit.image_cache import ImageCache
 from patchcore_kit.images import Frame
 from patchcore_kit.masks import read_mask
@@ -35,22 +39,26 @@ from patchcore_kit.predictions import Predictions
 from patchcore_kit.progress import Line, images_of, line_of
 from patchcore_kit.reasons import Evidence
 from patchcore_kit.scoring import SCORINGS, draw_maps
+from patchcore_kit.streaming import available
 from patchcore_kit.suspects import spread
-from patchcore_kit.transforms import Transform, look_over, normalise, read_batches
+from patchcore_kit.tiles import OVERLAP, Cut, Tiling
+from patchcore_kit.transforms import Transform, look_over, normalise, read_batches, whole_resize
 
 LOGGER = logging.getLogger(__name__)
 
 Images = Path | str | Frame | Iterable[Sample | Path | str | Frame]
 """Samples, image files, a folder of them, or frames in memory: whatever `datasets.as_samples` takes."""
 
-CALIBRATED = 100  # training images that thresholds are taken from, spread over all of them
+MANY = 500  # images from which on a fit is worth a second to find out how long it takes
 NOTHING = 1e-6  # times what is usual: distances that are rounding
 
 
 class PatchCore:
     """A memory bank of what good patches look like, and how far others are from it.
 
-    sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`.
+    sampler, percentage, projection: see `coreset.select`. resize, imagesize: see `Transform`; resize None: 256, with
+        tiles what most training images have, in steps of what the network's coarsest cells measure.
+    tile, tiles, overlap, aligned: how larger images are cut, see `tiles.Cut`.
     bits: that images of more than 8 bits have; None: as many as the largest value of the training images needs.
     search, storage: see `MemoryBank`; with "float16" the feature maps of the training images are kept so, too.
     pretrain_embed_dimension, target_embed_dimension, patchsize: see `PatchEmbedding`.
@@ -78,7 +86,7 @@ class PatchCore:
         backbone: Backbone,
         sampler: str = "approx_greedy_coreset",
         percentage: float = 0.1,
-        resize: int | tuple[int, int] = 256,
+        resize: int | tuple[int, int] | None = None,
         imagesize: int = 224,
         pretrain_embed_dimension: int = 1024,
         target_embed_dimension: int = 1024,
@@ -94,6 +102,10 @@ class PatchCore:
         search: str = "fast",
         storage: str = "float32",
         bits: int | None = None,
+        tile: int | None = None,
+        tiles: tuple[int, int] | None = None,
+        overlap: int = OVERLAP,
+        aligned: bool = False,
         batch_size: int = 8,
         workers: int | None = None,
         cache: ImageCache | None = None,
@@ -110,7 +122,8 @@ class PatchCore:
             raise SettingsError(f"backbone is {backbone!r}: give a network, as load_backbone makes it")
         if reweight == 1:
             raise SettingsError("reweight is 1, which makes all scores 0: give 0 for none or at least 2 neighbours")
-        self.transform = Transform(resize, imagesize, bits=bits)  # these two check their settings
+        self.cut = Cut(tile, tiles, overlap, aligned)  # these check their settings
+        self.transform = Transform(256 if resize is None else resize, imagesize, bits=bits)
         self.embedding = PatchEmbedding(
             backbone.channels,
             pretrain_embed_dimension=pretrain_embed_dimension,
@@ -121,7 +134,7 @@ class PatchCore:
         self.backbone = backbone
         self.sampler = sampler
         self.percentage = percentage
-        self.resize = self.transform.resize
+        self.resize = None if resize is None and self.cut else self.transform.resize
         self.imagesize = self.transform.imagesize
         self.pretrain_embed_dimension = self.embedding.pretrain_embed_dimension
         self.target_embed_dimension = self.embedding.target_embed_dimension
@@ -150,11 +163,26 @@ class PatchCore:
         """Itself alone: so that one PatchCore and an ensemble can be treated alike."""
         return (self,)
 
-    def fit(self, images: Images) -> "PatchCore":
+    def fit(
+        self, images: Images, *, memory: str | float | None = None, checkpoint: Path | str | None = None
+    ) -> "PatchCore":
         """Fill the memory bank from good images: samples, image files, a folder of them, or frames (`as_samples`).
 
-        Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing.
+        memory: bytes, or "2GB": patches stream by, of which the bank and all that choosing it takes have so much room,
+            beside about 1 GB for the network (see `streaming.py`). Then frames may come from an iterator as well, and
+            the bank has at most `percentage` of all patches, fewer if these are too many. None: all are there at once.
+        checkpoint: a folder where a stream keeps its state: the same call goes on from there if this one is killed. It
+            can be removed once the model is saved.
+
+        Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing or
+        what it takes is more than the memory there is, ResultsError for a checkpoint of something else.
         """
+        if memory is not None:
+            said = images_of(images) if isinstance(images, Sized) and not isinstance(images, str) else "a stream"
+            with line_of(self.progress, f"fit on {said}") as line:
+                return streaming.fit(self, images, memory, checkpoint, Notes(), line)
+        if checkpoint is not None:
+            raise SettingsError("checkpoint is of a fit that streams: give memory as well, or leave it out")
         samples = as_samples(images)
         with line_of(self.progress, f"fit on {images_of(samples)}") as line:
             return self._fit(samples, Notes(), line)
@@ -163,8 +191,8 @@ class PatchCore:
     def _fit(self, samples: Sequence[Sample], notes: Notes, line: Line) -> "PatchCore":
         if not samples:
             raise DataError("no images to embed: the list of samples is empty")
-        self.transform, sizes = look_over(samples, replace(self.transform, bits=self.bits), notes, learn=True)
-        notes.tell()
+        sizes = self._look_at(samples, notes)
+        self._foresee(len(samples))
         passing = _Passing(keep=True)
         rows = self._rows(samples, passing, notes, line)
         self._forget()
@@ -193,9 +221,56 @@ class PatchCore:
         self._tell_thresholds(alike, notes)
         return self
 
+    def _look_at(self, samples: Sequence[Sample], notes: Notes) -> np.ndarray:
+        """Settle how these training images are seen, and tell what of them is not: their heights and widths (N, 2)."""
+        resize = self.resize or whole_resize(samples, None, multiple=self.backbone.stride)
+        transform = Transform(resize, self.transform.imagesize, bits=self.bits)
+        self.transform, sizes = look_over(samples, transform, notes, learn=True)
+        self.tiling_ = self._tiling()
+        notes.tell()
+        return sizes
+
+    def _foresee(self, count: int) -> None:
+        """Tell what memory and time a fit on so many images takes.
+
+        Raises SettingsError for more memory than there is.
+        """
+        maps = [x.shape[1:] for x in self.backbone.empty_maps(*self.tiling_.size)]
+        value, rows = 4 if self.storage == "float32" else 2, count * self.tiling_.cells
+        d = (self.projection or self.target_embed_dimension) if self._projects else 0
+        kept = rows if coreset.SAMPLERS[self.sampler].keeps_all else int(rows * self.percentage)
+        choosing, bank = rows * (4 * d + WORKING * (d > 0)), 2 * kept * self.target_embed_dimension * value
+        bytes_ = count * len(self.tiling_) * value * sum(map(math.prod, maps)) + max(choosing, bank)
+        words = f"{count} images take about {bytes_ / 1e9:.1f} GB of memory"
+        if self.backbone.device.type == "cpu" and bytes_ > (free := available()):
+            raise SettingsError(
+                f"{words}, {free / 1e9:.1f} GB are free: give `fit` memory='{max(1, int(free / 2e9))}GB', and they "
+                "stream by, or choose fewer or smaller images"
+            )
+        if count >= MANY:
+            blank = np.zeros((self._at_a_time, *self.tiling_.size, 3), dtype=np.uint8)
+            for _ in range(2):  # the first time is longer
+                started = time.perf_counter()
+                self._maps_of(blank)
+            seconds = (time.perf_counter() - started) / len(blank) * len(self.tiling_) * count
+            if d:
+                some = torch.randn(coreset.BLOCK, d, device=self.backbone.device)
+                seconds += coreset.estimate_seconds(some, kept, rows)
+            words += f" and {seconds / 60:.0f} minutes"
+        LOGGER.info(words)
+
+    def _tiling(self) -> Tiling:
+        """Where tiles and patches lie, by the maps' shapes alone: the size that a file claims costs nothing."""
+        size = self.transform.size
+        if self.cut and self.patchsize % 2 == 0:
+            raise SettingsError(f"patchsize is {self.patchsize}, which lies between cells: with tiles give an odd one")
+        if self.cut:
+            return Tiling.of(self.cut, size, self.backbone)
+        return Tiling.whole(size, self.embedding.grid(self.backbone.empty_maps(*size)))
+
     def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
         maps = self._feature_maps(samples, "embed training images", notes, line, passing)
-        return PatchRows(self.embedding, maps, self.storage)
+        return PatchRows(self.embedding, maps, self.storage, self.tiling_)
 
     def _feature_maps(
         self,
@@ -205,17 +280,29 @@ class PatchCore:
         line: Line,
         passing: Callable[[np.ndarray], None],
     ) -> Iterator[list[torch.Tensor]]:
-        """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images."""
-        if self.cache:
-            read = partial(self.cache.image, transform=self.transform, notes=notes)
-        else:
-            read = partial(self.transform.image, notes=notes)
+        """The feature maps of all images, batch by batch, while threads read the next; `passing` sees the images.
+
+        With tiles, of one image after another: `batch_size` tiles at a time.
+        """
         with line.bar(task, len(samples)) as bar:
-            for images in read_batches(samples, read, self.batch_size, self.workers):
+            for images in read_batches(samples, self._reader(notes), self._at_a_time, self.workers):
                 passing(images)
-                yield self.backbone(normalise(images, self.backbone.device))
+                yield from map(self._maps_of, self.tiling_.cut(images, self.batch_size))
                 bar.update(len(images))
         notes.tell()
+
+    def _reader(self, notes: Notes) -> Callable[[Sample], np.ndarray]:
+        read = self.cache.image if self.cache else self.transform.image
+        return partial(read, transform=self.transform, notes=notes) if self.cache else partial(read, notes=notes)
+
+    def _maps_of(self, tiles: np.ndarray) -> list[torch.Tensor]:
+        """(b, h, w, 3) -> the feature maps."""
+        return self.backbone(normalise(tiles, self.backbone.device))
+
+    @property
+    def _at_a_time(self) -> int:
+        """Images: of tiles one is enough."""
+        return 1 if self.cut else self.batch_size
 
     def _forget(self) -> None:
         """Training images, of a model that has none yet."""
@@ -267,10 +354,10 @@ class PatchCore:
 
     def _fill(self, rows: PatchRows, kept: np.ndarray, reserve: np.ndarray, spacing: np.ndarray | None) -> None:
         """The bank of the rows that are kept, and the reserve."""
-        cells, chosen = math.prod(rows.grid), rows.at(np.concatenate([kept, reserve]))
-        bank, spare = chosen.split([len(kept), len(reserve)])
-        self.reserve_ = Reserve(halved(spare), reserve // cells, reserve % cells)
-        self.bank_ = self._bank(bank, {"images": kept // cells, "cells": kept % cells, "spacing": spacing})
+        bank, spare = rows.at(np.concatenate([kept, reserve])).split([len(kept), len(reserve)])
+        self.reserve_ = Reserve(halved(spare), *self.tiling_.origin(reserve))
+        images, cells = self.tiling_.origin(kept)
+        self.bank_ = self._bank(bank, {"images": images, "cells": cells, "spacing": spacing})
 
     def _bank(self, rows: torch.Tensor | np.ndarray, arrays: Mapping[str, np.ndarray | None]) -> MemoryBank:
         """A bank of the rows and of what is known of each: `images`, `cells`, `spacing`."""
@@ -290,21 +377,61 @@ class PatchCore:
 
         images: (n,) number of each in the bank, -1 of those that gave it nothing.
         """
-        each = (one for batch in rows for one in batch.split(math.prod(self.grid_)))
         parts = []
-        for image, one in zip(images, each, strict=True):
+        if not self.cut:
+            rows = (one for batch in rows for one in batch.split(self.tiling_.cells))
+        for image, (chunks, _) in zip(images, self._images_of(rows), strict=True):
             own = None if image < 0 else self.bank_.images == image
-            if own is None or len(own) - own.sum() >= self.num_nn:
-                parts.append(HeldOut.of_image(image, one, *self.bank_.search(one, self.num_nn, left_out=own)))
+            if own is not None and len(own) - own.sum() < self.num_nn:
+                deque(chunks, maxlen=0)  # the next image's come after them
+                continue
+            found = self._compare(chunks, 1, own, STRANGEST)
+            parts.append(
+                HeldOut(
+                    np.array([image]), found.distances, found.nearest[..., 0], found.strange, halved(found.features)
+                )
+            )
         return HeldOut.joined(parts)
+
+    def _images_of(self, chunks: Iterable[torch.Tensor]) -> Iterator[tuple[Iterator[torch.Tensor], int]]:
+        """Rows as they come -> those of whole images, tile by tile, and how many images these are."""
+        chunks, tiles = iter(chunks), len(self.tiling_)
+        for first in chunks:
+            yield chain([first], islice(chunks, tiles - 1)), len(first) // self.tiling_.cells if tiles == 1 else 1
+
+    def _compare(
+        self, chunks: Iterable[torch.Tensor], count: int, left_out: np.ndarray | None = None, strangest: int = 0
+    ) -> "_Compared":
+        """The rows of `count` images, tile by tile, beside the bank's but for those left out, (M,) bool."""
+        shape = count, self.tiling_.cells, self.num_nn
+        distances, nearest = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
+        found = []
+        for tile, rows in enumerate(chunks):
+            near, who = self.bank_.search(rows, self.num_nn, images=count, left_out=left_out)
+            cells = self.tiling_.cells_of(tile)
+            distances[:, cells], nearest[:, cells] = (
+                near.reshape(count, -1, self.num_nn),
+                who.reshape(count, len(cells), -1),
+            )
+            if strangest:
+                some = np.argsort(-distances[:, cells].mean(axis=2), kind="stable")[:, :strangest]
+                own = torch.from_numpy(some).to(rows.device)
+                found.append((cells[some], rows.view(count, len(cells), -1)[torch.arange(count)[:, None], own]))
+        strange, features = None, None
+        if strangest:
+            cells, features = np.concatenate([x for x, _ in found], axis=1), torch.cat([x for _, x in found], dim=1)
+            each = np.arange(count)[:, None]
+            some = np.argsort(-distances[each, cells].mean(axis=2), kind="stable")[:, :strangest]
+            strange, features = cells[each, some], features[each, torch.from_numpy(some).to(features.device)]
+        return _Compared(distances, nearest, strange, features, None if self.cut else rows)
 
     def _calibrate(self) -> Calibration | None:
         """The scores of the good images that were held out; None if no threshold follows."""
         if self.held_out_ is None:
             return None
         scores, peaks = [], []
-        for start in range(0, len(self.held_out_), self.batch_size):
-            held = self.held_out_.only(np.arange(start, min(start + self.batch_size, len(self.held_out_))))
+        for start in range(0, len(self.held_out_), self._at_a_time):
+            held = self.held_out_.only(np.arange(start, min(start + self._at_a_time, len(self.held_out_))))
             patches = self._patch_scores(held.distances.mean(axis=2), held.nearest, len(held))
             strangest = held.distances.mean(axis=2)[np.arange(len(held))[:, None], held.cells].argmax(axis=1)
             rows = held.rows[np.arange(len(held)), strangest].astype(np.float32)
@@ -375,12 +502,15 @@ class PatchCore:
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
         passing, found, start = _Passing(), [], 0
         parts: list[tuple[np.ndarray, np.ndarray]] = []
-        for rows in self.embedding.each(self._feature_maps(samples, "score images", notes, line, passing)):
-            scores, maps, patches = self._scored(rows, len(rows) // math.prod(self.grid_))
-            for i, own in enumerate(rows.split(math.prod(self.grid_))):
+        maps = self._feature_maps(samples, "score images", notes, line, passing)
+        for chunks, count in self._images_of(self.embedding.each(maps, self.tiling_)):
+            compared = self._compare(chunks, count, strangest=int(self.reweight > 0))
+            scores, maps, patches = self._scored(compared)
+            for i in range(count):
                 number = start + i
                 if self.calibration_ is None or scores[i] > self.calibration_.look.value:
-                    found += self._places(number, passing.images[i], own, maps[i], patches[i], sizes[number])
+                    rows = partial(self._rows_of, passing.images[i], i, compared)
+                    found += self._places(number, passing.images[i], rows, maps[i], patches[i], sizes[number])
             parts.append((scores, maps))
             start += len(scores)
         scores, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -407,18 +537,32 @@ class PatchCore:
             raise ModelError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
         return self.bank_
 
-    def _scored(self, rows: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(B*h*w, D) rows of `count` images -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
-        distances, nearest = self.bank_.search(rows, self.num_nn, images=count)
-        patches = self._patch_scores(distances.mean(axis=1), nearest[:, 0], count)
+    def _scored(self, compared: "_Compared") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images beside the bank -> their scores (B,), maps (B, H, W) and patch scores (B, h, w)."""
+        count, nearest = len(compared.distances), compared.nearest[..., 0]
+        patches = self._patch_scores(compared.distances.mean(axis=2), nearest, count)
         scores = SCORINGS[self.scoring].image(patches)
         if not (scores < np.finfo(np.float32).max).all():  # which FAISS gives where it finds none; NaN is not less
             raise ModelError("distances to the memory bank are not finite: its rows are damaged, fit or load it anew")
         if self.reweight:
-            strangest = patches.reshape(count, -1).argmax(axis=1) + np.arange(count) * math.prod(self.grid_)
-            test = rows[torch.from_numpy(strangest).to(rows.device)].cpu().numpy()
-            scores = (self._factor(test, nearest[strangest, 0]) * scores).astype(np.float32)
+            near = nearest[np.arange(count), compared.strange[:, 0]]
+            scores = (self._factor(compared.features[:, 0].cpu().numpy(), near) * scores).astype(np.float32)
         return scores, draw_maps(patches, self.transform.size), patches
+
+    def _rows_of(self, image: np.ndarray, number: int, compared: "_Compared", cells: Sequence[int]) -> torch.Tensor:
+        """(n, D) rows of some cells of an image (H, W, 3), the one of that number in its batch; with tiles, anew."""
+        places = self.tiling_.places[cells]
+        if compared.rows is not None:
+            return compared.rows[torch.from_numpy(number * self.tiling_.cells + places).to(compared.rows.device)]
+        found = torch.empty(len(cells), self.target_embed_dimension, device=self.backbone.device)
+        tiles = self.tiling_.tile_of(cells)
+        for tile in np.unique(tiles):
+            here = np.flatnonzero(tiles == tile)
+            maps = self._maps_of(self.tiling_.tile(image, tile)[None])
+            (rows,) = self.tiling_.answers(self.embedding(maps), tile, 1)
+            first = self.tiling_.ends[tile] - len(rows)
+            found[here] = rows[torch.from_numpy(places[here] - first).to(rows.device)]
+        return found
 
     def _remarks(
         self, values: np.ndarray, sizes: np.ndarray, samples: Sequence[Sample], notes: Notes
@@ -437,22 +581,27 @@ class PatchCore:
         self,
         number: int,
         image: np.ndarray,
-        rows: torch.Tensor,
+        rows: Callable[[Sequence[int]], torch.Tensor],
         anomaly_map: np.ndarray,
         patches: np.ndarray,
         size: np.ndarray,
     ) -> list[tuple]:
-        """The regions of one image above the threshold: its number, boxes, peak, picture, and strangest patch (D,)."""
+        """The regions of one image above the threshold: its number, boxes, peak, picture, and strangest patch (D,).
+
+        rows: what gives the (n, D) rows of n cells.
+        """
         threshold = self.calibration_.pixel.value if self.calibration_ else None
         size, places = tuple(size.tolist()), []
         pixels = math.prod(side / whole for side, whole in zip(size, self.transform.resized(size), strict=True))
-        for region, cell in reasons.find_regions(anomaly_map, patches, threshold):
+        regions = reasons.find_regions(anomaly_map, patches, threshold)
+        features = rows([cell for _, cell in regions])
+        for (region, cell), row in zip(regions, features, strict=True):
             box, patch = (
                 reasons.in_photograph(each, self.transform, size)
                 for each in (reasons.box_of(region), reasons.cell_box(cell, self.grid_, self.transform.size))
             )
             boxes, peak = (*box, round(region.sum() * pixels), *patch), anomaly_map[region].max()
-            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), rows[cell].clone()))
+            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), row))
         return places
 
     def _evidence(self, found: list[tuple]) -> Evidence:
@@ -555,8 +704,9 @@ class PatchCore:
         new = taken >= len(spare)
         picked = torch.empty(len(taken), rows.shape[1], device=rows.device)
         picked[~new], picked[new] = parts[1][taken[~new]], rows.at(taken[new] - len(spare)).float()
-        of = np.concatenate([spare.images, before + np.arange(len(rows)) // cells])[taken]
-        at = np.concatenate([spare.cells, np.arange(len(rows)) % cells])[taken]
+        images, places = self.tiling_.origin(np.arange(len(rows)))
+        of = np.concatenate([spare.images, before + images])[taken]
+        at = np.concatenate([spare.cells, places])[taken]
         spacing = self._spacing_after(projected, len(old), len(spare), chosen, rows.shape[1], notes)
         arrays = {"images": np.concatenate([old.images, of[:k]]), "cells": np.concatenate([old.cells, at[:k]])}
         self.reserve_ = Reserve(halved(picked[k:]), of[k:], at[k:])
@@ -588,7 +738,7 @@ class PatchCore:
 
     def _unlikely(self, rows: PatchRows) -> np.ndarray:
         """Ascending numbers of the images that the model calls defective, at most a share `contamination` of them."""
-        found = [self._scored(batch, len(batch) // math.prod(self.grid_))[0] for batch in rows]
+        found = [self._scored(self._compare(chunks, count, strangest=1))[0] for chunks, count in self._images_of(rows)]
         scores = np.concatenate(found)
         order = np.argsort(-scores)[: int(self.contamination * len(scores))]
         return np.sort(order[scores[order] > self.calibration_.defective.value])
@@ -612,7 +762,8 @@ class PatchCore:
         _, sizes = look_over(samples, self.transform, notes, learn=False)
         notes.tell()
         passing = _Passing()
-        rows = self.embedding.each(self._feature_maps(samples, "score good images", notes, line, passing))
+        maps = self._feature_maps(samples, "score good images", notes, line, passing)
+        rows = self.embedding.each(maps, self.tiling_)
         before = self.held_out_
         self.held_out_ = self._hold_out(rows, np.full(len(samples), -1))
         found = self._calibrate()
@@ -661,9 +812,21 @@ class PatchCore:
         """
         return model_folder.open_model(cls, folder, weights, resize, scoring, bits, device, prefix, progress)
 
-    def _find_grid(self) -> tuple[int, int]:
-        """By the maps' shapes alone: the size that a file claims costs nothing."""
-        return self.embedding.grid(self.backbone.empty_maps(*self.transform.size))
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """B images beside the bank, of h*w patches each.
+
+    distances, nearest: (B, h*w, k) squared, and the rows that they are to. strange: (B, s) the strangest patches, if
+    asked for, features: (B, s, D) their rows. rows: (B*h*w, D), of all patches, as long as the next ones have not come;
+    None with tiles.
+    """
+
+    distances: np.ndarray
+    nearest: np.ndarray
+    strange: np.ndarray | None
+    features: torch.Tensor | None
+    rows: torch.Tensor | None
 
 
 class _Passing:

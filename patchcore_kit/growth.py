@@ -78,13 +78,6 @@ class HeldOut:
         return len(self.distances)
 
     @classmethod
-    def of_image(cls, image: int, rows: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> "HeldOut":
-        """(h*w, D) patches of one image, (h*w, k) their distances to rows that are not its own, and these (h*w, k)."""
-        cells = np.argsort(-distances.mean(axis=1))[:STRANGEST]
-        kept = halved(rows[torch.from_numpy(cells).to(rows.device)])
-        return cls(np.array([image]), distances[None], nearest[None, :, 0], cells[None], kept[None])
-
-    @classmethod
     def joined(cls, parts: "list[HeldOut]") -> "HeldOut | None":
         """Those of several; None of none."""
         return cls(*(np.concatenate(arrays) for arrays in zip(*map(cls._parts, parts), strict=True))) if parts else None

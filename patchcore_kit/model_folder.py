@@ -18,6 +18,7 @@ from patchcore_kit.files import user_path, writing
 from patchcore_kit.growth import HeldOut, Reserve
 from patchcore_kit.notes import Notes
 from patchcore_kit.scoring import SCORINGS
+from patchcore_kit.tiles import OVERLAP
 from patchcore_kit.transforms import Transform
 
 LOGGER = logging.getLogger(__name__)
@@ -51,7 +52,11 @@ def _saved(detector: PatchCore, layers_as: type) -> reference_format.SavedModel:
         "anomaly_scorer_num_nn": detector.num_nn,
     }
     extras = {
-        "resize": detector.resize,
+        "resize": detector.transform.resize,
+        "tile": detector.cut.tile,
+        "tiles": detector.cut.tiles,
+        "overlap": detector.cut.overlap,
+        "aligned": detector.cut.aligned,
         "sampler": detector.sampler,
         "percentage": detector.percentage,
         "projection": detector.projection,
@@ -141,10 +146,15 @@ def open_model(
             search=extras.get("search", "fast"),
             storage=extras.get("storage", "float32"),
             bits=bits,
+            tile=extras.get("tile"),
+            tiles=extras.get("tiles"),
+            overlap=extras.get("overlap", OVERLAP),
+            aligned=extras.get("aligned", False),
             progress=progress,
         )
         detector.transform = transform
-        detector.grid_ = detector._find_grid()
+        detector.tiling_ = detector._tiling()
+        detector.grid_ = detector.tiling_.grid
         if extras and tuple(extras["grid"]) != detector.grid_:
             raise ValueError(f"its grid is {extras['grid']}, but {backbone.name} makes {list(detector.grid_)}")
         detector._forget()

@@ -9,6 +9,7 @@ averages, and then one resize of the result: the same numbers, without the copie
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import scipy.sparse
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from patchcore_kit.backbones import Backbone, full_precision
 from patchcore_kit.errors import SettingsError, whole_number
+from patchcore_kit.tiles import Tiling
 
 GROUP_CHANNELS = 8  # channels that one group of the convolution reads; 4 to 16 measured equally fast
 
@@ -77,19 +79,20 @@ class PatchEmbedding:
             done = layer.stop
         return out
 
-    def each(self, batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    def each(self, batches: Iterable[Sequence[torch.Tensor]], tiling: Tiling | None = None) -> Iterator[torch.Tensor]:
         """The rows of every batch in turn, all in the same memory, for new memory costs as much as the embedding.
 
-        So the rows of one batch are gone with the next.
+        So the rows of one batch are gone with the next. With tiles, the rows of one tile after another.
         """
-        memory = ()
+        memory, tile = (), 0
         for maps in batches:
             needed = len(maps[0]) * math.prod(self.grid(maps))
             if needed > len(memory):
-                memory = self(maps)
-                yield memory
+                memory = rows = self(maps)
             else:
-                yield self(maps, out=memory[:needed])
+                rows = self(maps, out=memory[:needed])
+            yield from tiling.answers(rows, tile, len(maps[0])) if tiling else [rows]
+            tile += len(maps[0])
 
     def project(self, maps: Sequence[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
         """[(B, C, h, w) of each layer], (d, D) -> (B*H*W, d): `self(maps) @ weight.T`, projected before the resize."""
@@ -189,47 +192,66 @@ class PatchRows:
     Of ResNet-18 that is a fifth, of wide ResNet-50 three quarters. Iterating gives the rows batch by batch, (n, D)
     each, gone with the next; a pass over all images costs a tenth of the network's time or less.
 
-    batches: feature maps of consecutive batches. storage: "float32" or "float16", in which maps are held and rows are
-    given out. Raises SettingsError for maps that float16 cannot hold.
+    batches: feature maps of consecutive batches, of images or of their tiles. storage: "float32" or "float16", in
+    which maps are held and rows are given out. tiling: None: images are not cut. `grid` is that of a whole image.
+    Raises SettingsError for maps that float16 cannot hold.
     """
 
-    def __init__(self, embedding: PatchEmbedding, batches: Iterable[Sequence[torch.Tensor]], storage: str) -> None:
+    def __init__(
+        self,
+        embedding: PatchEmbedding,
+        batches: Iterable[Sequence[torch.Tensor]],
+        storage: str,
+        tiling: Tiling | None = None,
+    ) -> None:
         self.embedding, self.dtype = embedding, getattr(torch, storage)
         self.batches = [[_stored(x, self.dtype) for x in maps] for maps in batches]
-        self.grid = embedding.grid(self.batches[0])
+        self.tiling = tiling or Tiling.whole((0, 0), embedding.grid(self.batches[0]))
+        self.grid = self.tiling.grid
         self.device = self.batches[0][0].device
-        images = sum(len(maps[0]) for maps in self.batches)
+        images = sum(len(maps[0]) for maps in self.batches) // len(self.tiling)
         self.shape = images * math.prod(self.grid), embedding.target_embed_dimension
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return self.embedding.each([x.float() for x in maps] for maps in self.batches)
+        return self.embedding.each(([x.float() for x in maps] for maps in self.batches), self.tiling)
 
     def project(self, weight: torch.Tensor) -> Iterator[torch.Tensor]:
         """(d, D) -> the rows' projections, batch by batch, (n, d) each."""
+        tile = 0
         for maps in self.batches:
-            yield self.embedding.project([x.float() for x in maps], weight)
+            projected = self.embedding.project([x.float() for x in maps], weight)
+            yield from self.tiling.answers(projected, tile, len(maps[0]))
+            tile += len(maps[0])
 
     def alike(self, rounding: float) -> bool:
         """Whether the network sees the same in all images, up to a share of a map's largest value.
 
         A shorter batch may be computed in another way, and so be rounded otherwise.
         """
-        firsts = [x[:1].float() for x in self.batches[0]]
-        pairs = (zip(maps, firsts, strict=True) for maps in self.batches)
-        return all(
-            float((x.float() - y).abs().max()) <= rounding * float(y.abs().max()) for pair in pairs for x, y in pair
-        )
+        if len(self.tiling) == 1:
+            pairs = (zip(maps, self.batches[0], strict=True) for maps in self.batches)
+            pairs = ((x, y[:1]) for pair in pairs for x, y in pair)
+        else:  # of every image the tiles come in batches of the same lengths
+            length = next(n for n, end in enumerate(self._ends(), 1) if end == len(self.tiling))
+            pairs = (zip(maps, self.batches[i % length], strict=True) for i, maps in enumerate(self.batches))
+            pairs = chain.from_iterable(pairs)
+        return all(float((x.float() - y.float()).abs().max()) <= rounding * float(y.abs().max()) for x, y in pairs)
+
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([len(maps[0]) for maps in self.batches])
 
     def only(self, images: np.ndarray) -> "PatchRows":
         """The rows of these images, (n,) ascending indices, without the memory of the others."""
-        ends = np.cumsum([len(maps[0]) for maps in self.batches])
+        tiles = len(self.tiling)
+        images = (images[:, None] * tiles + np.arange(tiles)).ravel()
+        ends = self._ends()
         starts = ends - [len(maps[0]) for maps in self.batches]
         here = [images[(i <= images) & (images < j)] - i for i, j in zip(starts, ends, strict=True)]
         batches = ([x[some] for x in maps] for maps, some in zip(self.batches, here, strict=True) if len(some))
-        return PatchRows(self.embedding, batches, str(self.dtype).removeprefix("torch."))
+        return PatchRows(self.embedding, batches, str(self.dtype).removeprefix("torch."), self.tiling)
 
     def at(self, indices: np.ndarray) -> torch.Tensor:
         """(k,) indices -> (k, D) rows, in that order."""

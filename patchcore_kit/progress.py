@@ -24,8 +24,11 @@ class Line:
         """What all of the following is a part of, as "3 of 8: board"."""
         self._where = f"{where}, "
 
-    def bar(self, task: str, total: int) -> tqdm:
-        """A context, whose `update(n)` says that n more of the total are done. In a pipe it says nothing."""
+    def bar(self, task: str, total: int | None) -> tqdm:
+        """A context, whose `update(n)` says that n more of the total are done. In a pipe it says nothing.
+
+        total: None where it is not known.
+        """
         if self.shown and in_notebook():
             return _Text(self._say, desc=self._where + task, total=total)
         return tqdm(desc=self._where + task, total=total, leave=False, disable=None if self.shown else True)
@@ -48,9 +51,9 @@ class Line:
 class _Text(tqdm):
     """A tqdm that says its line to a function."""
 
-    def __init__(self, say: Callable[[str], None], desc: str, total: int):
+    def __init__(self, say: Callable[[str], None], desc: str, total: int | None):
         self._say = say
-        form = "{desc}: {n_fmt} of {total_fmt}"
+        form = "{desc}: {n_fmt}" + " of {total_fmt}" * (total is not None)
         super().__init__(
             desc=desc, total=total, leave=False, file=io.StringIO(), mininterval=0.25, disable=False, bar_format=form
         )

@@ -174,19 +174,20 @@ DEFAULT_TRANSFORM = Transform()
 
 
 def whole_resize(
-    samples: Sequence[Sample], side: int = 256, *, multiple: int = 8, longest: int = 1024
+    samples: Sequence[Sample], side: int | None = 256, *, multiple: int = 8, longest: int = 1024
 ) -> tuple[int, int]:
     """The `resize` (H, W) that shows whole photographs with their sides in proportion, by what most of them are like.
 
-    side: of the shorter one, in pixels, less where the longer one would exceed `longest`. multiple: that both sides
-    are rounded to, as networks of fixed patches need it. Photographs of other proportions are squeezed, which is told.
+    side: of the shorter one, in pixels, less where the longer one would exceed `longest`; None: as large as they are.
+    multiple: that both sides are rounded to, as networks of fixed patches need it. Photographs of other proportions are
+    squeezed, which is told.
     Raises DataError without images or for one that cannot be read.
     """
     if not samples:
         raise DataError("no images to take the size of: the list of samples is empty")
     shapes = [tuple(read_header(sample.source, sample.where).size[::-1]) for sample in samples]
     height, width = Counter(shapes).most_common(1)[0][0]
-    scale = min(side / min(height, width), longest / max(height, width))
+    scale = 1.0 if side is None else min(side / min(height, width), longest / max(height, width))
     resize = tuple(max(multiple, round(pixels * scale / multiple) * multiple) for pixels in (height, width))
     notes = Notes()
     for sample, (h, w) in zip(samples, shapes, strict=True):

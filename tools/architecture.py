@@ -10,11 +10,11 @@ GROUPS = ("files and safety", "data", "method", "results", "front ends")
 LAYERS = """
 errors notes progress arrays files reference_format
 images sample_data     | weights starter calibration  | metrics
-masks folders          | backbones . scoring          |
+masks folders          | backbones tiles scoring      |
 datasets data_check    | patches . appearance         |
 transforms image_cache | coreset memory_bank suspects | drawing reasons
-                       | . growth model_folder        | predictions
-                       | detector                     | results .
+                       | cover growth model_folder    | predictions
+                       | streaming detector           | results executors
                        | ensemble                     | charts plots
                        |                              | experiments report
 interrupts judgements watch widgets app cli

@@ -1,0 +1,240 @@
+"""Rows that stream by -> a cover of them, of a given size: greedy covers of covers.
+
+    rows of a batch -> those beyond the cover's radius -> held beside it -> greedy k-center of both -> the next cover
+
+A row that lies nearer to the cover than the radius of its last reduction is let go, any other is held; when there is no
+more room, greedy k-center chooses the next cover of the last one and of what is held. A stream that fits into the room
+is reduced once, at its end, which is what a fit does that does not stream.
+
+What can be proved: each row of the cover knows how far away the farthest row is that it stands for, at most, for a row
+that is let go is that far from it, and one that leaves the cover hands on what it stands for (triangle inequality).
+The largest of these is `Cover.bound`: no row that has come by is farther from the cover. And as greedy k-center leaves
+a row at the radius r from all M that it has chosen, which are r apart themselves, no M rows whatever cover all within
+less than r / 2. What is measured on real images is far from that: benchmarks/README.md.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from patchcore_kit import coreset
+from patchcore_kit.errors import SettingsError
+from patchcore_kit.patches import products
+from patchcore_kit.progress import Line
+
+SPARE = 0.5  # rows held beside the cover, of its size: more are seldom reduced, fewer leave room for a larger cover
+CLUSTERS = 2.0  # times the square root of the cover's rows: those among which the nearest is sought
+PROBES = (1, 8)  # of the clusters, at first, and for rows that then seem far
+BLOCK = 2**12  # rows compared with the clusters' centres at a time
+FEWEST = 1000  # rows that a cover has room for
+WORKING = 100  # bytes that choosing takes for a row, beside the row itself
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits into some memory: `size` rows in the cover, `room` with those held beside it.
+
+    record: bytes that one takes on disk.
+    """
+
+    size: int
+    room: int
+    record: int
+
+    @classmethod
+    def of(cls, memory: int, dimension: int, projected: int, storage: str) -> "Room":
+        """Rows of so many values, and of so many when they are projected. Raises SettingsError for none at all.
+
+        At the end the bank takes most: its rows, twice while they are filled in, and their components to search by.
+        """
+        row = dimension * (4 if storage == "float32" else 2)
+        streaming = (1 + SPARE) * (4 * projected + WORKING) + 2 * projected
+        each = max(streaming, 2 * row + 2 * projected)
+        size = int(memory / each)
+        if size < FEWEST:
+            least = f"{each * FEWEST / 1e6:.0f} MB"
+            raise SettingsError(f"memory of {memory / 1e6:.0f} MB has room for {size} patches: give {least} or more")
+        return cls(size, int(size * (1 + SPARE)), 4 * projected + row)
+
+
+class Cover:
+    """At most `size` of all rows that come, so that each is near to one of them.
+
+    What is compared, (n, d) projected rows, is in memory; the rows themselves (n, D) are on disk. `images` and `cells`
+    say where each held one came from, `reach` how far away what it stands for may be, `radius` what the last reduction
+    left uncovered (None before), `seen` how many rows have come, `reduced` whether one was a
+    reduction since `written` was called.
+    """
+
+    def __init__(self, file: Path, room: Room, projected: int, dtype: torch.dtype, sampler: str, seed: int) -> None:
+        self.room, self.sampler, self.seed, self.dtype = room, sampler, seed, dtype
+        self.held = self.settled = self.seen = 0
+        self.radius: float | None = None
+        self.origin: torch.Tensor | None = None
+        self.projected = torch.empty(room.room, projected)
+        self.images, self.cells, self.slots = (np.zeros(room.room, dtype=np.int64) for _ in range(3))
+        self.reach = np.zeros(room.room, dtype=np.float32)
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT)
+        self._end, self._free, self._freed = 0, np.arange(0), np.arange(0)
+        self._near: faiss.Index | None = None
+        self.reduced = False
+
+    def close(self) -> None:
+        """The file; rows cannot be read any more."""
+        os.close(self._file)
+
+    @property
+    def bound(self) -> float:
+        """A distance that no row that has come is beyond, from the nearest in the cover."""
+        return float(self.reach[: self.held].max(initial=0))
+
+    def add(
+        self,
+        projected: torch.Tensor,
+        rows: Callable[[np.ndarray], torch.Tensor],
+        images: np.ndarray,
+        cells: np.ndarray,
+        line: Line,
+    ) -> np.ndarray:
+        """(n, d) rows that come, from these images and cells -> ascending indices of those that are held now.
+
+        rows: what gives the (m, D) rows of m indices, for only these are needed.
+        """
+        if self.origin is None:
+            self.origin = projected.mean(0).cpu()
+        projected, taken = projected.cpu() - self.origin, []
+        for start in range(0, len(projected), self.room.room - self.room.size):
+            part = projected[start : start + self.room.room - self.room.size]
+            if self.held + len(part) > self.room.room:
+                self.reduce(self.room.size, line)
+            taken.append(start + self._beyond(part))
+            n, new = len(taken[-1]), slice(self.held, self.held + len(taken[-1]))
+            self.projected[new], self.reach[new] = projected[taken[-1]], 0
+            self.images[new], self.cells[new], self.slots[new] = images[taken[-1]], cells[taken[-1]], self._take(n)
+            self._write(self.slots[new], self.projected[new], rows(taken[-1]))
+            self.held += n
+        self.seen += len(projected)
+        return np.concatenate(taken)
+
+    def _beyond(self, projected: torch.Tensor) -> np.ndarray:
+        """Indices of the rows that lie beyond the radius; the others count to what the nearest stands for."""
+        if self._near is None:
+            return np.arange(len(projected))
+        distances, nearest = self._nearest(projected, self.radius)
+        within = distances <= self.radius
+        np.maximum.at(self.reach, nearest[within], distances[within])
+        return np.flatnonzero(~within)
+
+    def _nearest(self, rows: torch.Tensor, enough: float) -> tuple[np.ndarray, np.ndarray]:
+        """(n, d) -> distances to the cover and the nearest of it; those above `enough` may be a little too large."""
+        x = rows.contiguous().numpy()
+        distances, nearest = np.full(len(x), np.inf, dtype=np.float32), np.zeros(len(x), dtype=np.int64)
+        far = np.arange(len(x))
+        for probes in PROBES:
+            how = faiss.SearchParametersIVF(nprobe=probes)
+            squares, found = (part[:, 0] for part in self._near.search(x[far], 1, params=how))
+            there = found >= 0
+            distances[far[there]] = np.sqrt(squares[there].clip(0))
+            nearest[far[there]] = found[there]
+            far = far[~(distances[far] <= enough)]
+            if not len(far):
+                break
+        return distances, nearest
+
+    def reduce(self, k: int, line: Line) -> list[np.ndarray]:
+        """Keep k of the rows held, by greedy k-center -> the others' places on disk, images and cells, farthest first.
+
+        What is in these places can be read until more rows are added.
+        """
+        rows = self.projected[: self.held]
+        picks, uncovered = coreset.SAMPLERS[self.sampler].choose(rows, 0, self.held, k, self.seed, line)
+        kept = np.sort(picks)
+        gone = np.delete(np.arange(self.held), kept)
+        self.radius = float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
+        leaving = rows[torch.from_numpy(gone)]
+        far = np.argsort(-uncovered.numpy()[gone], kind="stable")
+        left = [array[gone[far]].copy() for array in (self.slots, self.images, self.cells)]
+        handed = self.reach[gone]
+        for array in (self.images, self.cells, self.reach, self.slots):
+            array[:k] = array[kept]
+        for start in range(0, k, BLOCK):  # ascending, so what is read has not been written over
+            some = torch.from_numpy(kept[start : start + BLOCK])
+            self.projected[start : start + len(some)] = self.projected[some]
+        self.held = self.settled = k
+        self.reduced = True
+        self._freed = np.concatenate([self._freed, left[0]])
+        self._near = _clustered(self.projected[:k], self.seed)
+        distances, nearest = self._nearest(leaving, self.radius)
+        lost = np.isinf(distances)
+        distances[lost] = self.radius
+        np.maximum.at(self.reach, nearest, distances + handed)
+        return left
+
+    def rows(self, slots: np.ndarray) -> torch.Tensor:
+        """(n,) places on disk -> (n, D) rows."""
+        width = self.room.record - 4 * self.projected.shape[1]
+        found = np.empty((len(slots), width), dtype=np.uint8)
+        for row, slot in zip(found, slots.tolist(), strict=True):
+            os.preadv(self._file, [row], (slot + 1) * self.room.record - width)
+        return torch.from_numpy(found).view(self.dtype)
+
+    def _take(self, n: int) -> np.ndarray:
+        """Places on disk that nothing is in that a written state names: old ones, then new ones at the end."""
+        old, self._free = self._free[:n], self._free[n:]
+        new = np.arange(self._end, self._end + n - len(old))
+        self._end += len(new)
+        return np.concatenate([old, new])
+
+    def _write(self, slots: np.ndarray, projected: torch.Tensor, rows: torch.Tensor) -> None:
+        parts = [x.cpu().contiguous().view(torch.uint8).numpy() for x in (projected, rows.to(self.dtype))]
+        records = np.concatenate(parts, axis=1)
+        for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots) != 1) + 1):
+            if len(run):
+                os.pwrite(self._file, records[run[0] : run[-1] + 1], int(slots[run[0]]) * self.room.record)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it takes to go on, beside the rows on disk, which are there when this returns."""
+        os.fsync(self._file)
+        held = {name: getattr(self, name)[: self.held] for name in ("images", "cells", "slots", "reach")}
+        numbers = {"settled": self.settled, "seen": self.seen, "radius": np.nan if self.radius is None else self.radius}
+        return held | {name: np.array(value) for name, value in numbers.items()} | {"origin": self.origin.numpy()}
+
+    def written(self) -> None:
+        """The arrays are on disk: what they do not name may be written over."""
+        self._free, self._freed = np.concatenate([self._free, self._freed]), np.arange(0)
+        self.reduced = False
+
+    def go_on(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """From where `arrays` was asked."""
+        self.held, self.settled, self.seen = len(arrays["slots"]), int(arrays["settled"]), int(arrays["seen"])
+        for name in ("images", "cells", "slots", "reach"):
+            getattr(self, name)[: self.held] = arrays[name]
+        self.origin = torch.from_numpy(arrays["origin"])
+        for row, slot in zip(self.projected.numpy(), self.slots[: self.held].tolist(), strict=False):
+            os.preadv(self._file, [row], slot * self.room.record)
+        self._end = int(self.slots[: self.held].max(initial=-1)) + 1
+        self._free = np.setdiff1d(np.arange(self._end), self.slots[: self.held])
+        if self.settled:
+            self.radius = float(arrays["radius"])
+            self._near = _clustered(self.projected[: self.settled], self.seed)
+
+
+def _clustered(rows: torch.Tensor, seed: int) -> faiss.IndexIVFScalarQuantizer:
+    """(M, d) -> an index that finds some near row of them: in clusters around rows drawn by seed, in float16."""
+    n = max(1, min(len(rows) // 40, round(CLUSTERS * len(rows) ** 0.5)))
+    some = np.random.default_rng(seed).choice(len(rows), n, replace=False)
+    centres = torch.unique(rows[torch.from_numpy(some)], dim=0)
+    bias = centres.square().sum(1) / 2
+    own = torch.cat([products(block.contiguous(), -centres, bias).argmin(1) for block in rows.split(BLOCK)])
+    quantizer = faiss.IndexFlatL2(rows.shape[1])
+    quantizer.add(centres.numpy())
+    half = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexIVFScalarQuantizer(quantizer, rows.shape[1], len(centres), half, faiss.METRIC_L2, False)
+    index.train(centres.numpy())
+    index.add_core(len(rows), faiss.swig_ptr(rows.numpy()), None, faiss.swig_ptr(own.numpy()))
+    return index
