@@ -147,9 +147,10 @@ class Cover:
         return distances, nearest
 
     def reduce(self, k: int, line: Line) -> list[np.ndarray]:
-        """Keep k of the rows held, by greedy k-center -> the others' places on disk, images and cells, farthest first.
+        """Keep k of the rows held, by greedy k-center -> others' places on disk, images and cells, farthest first.
 
-        What is in these places can be read until more rows are added.
+        Those that are the same as some row that is kept are not among them. What is in these places can be read until
+        more rows are added.
         """
         rows = self.projected[: self.held]
         picks, uncovered = coreset.SAMPLERS[self.sampler].choose(rows, 0, self.held, k, self.seed, line)
@@ -157,9 +158,10 @@ class Cover:
         gone = np.delete(np.arange(self.held), kept)
         self.radius = float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
         leaving = rows[torch.from_numpy(gone)]
-        far = np.argsort(-uncovered.numpy()[gone], kind="stable")
-        left = [array[gone[far]].copy() for array in (self.slots, self.images, self.cells)]
-        handed = self.reach[gone]
+        apart = uncovered.numpy()[gone]
+        far = np.argsort(-apart, kind="stable")[: int((apart > 0).sum())]
+        left = [array[gone[far]] for array in (self.slots, self.images, self.cells)]
+        freed, handed = self.slots[gone], self.reach[gone]
         for array in (self.images, self.cells, self.reach, self.slots):
             array[:k] = array[kept]
         for start in range(0, k, BLOCK):  # ascending, so what is read has not been written over
@@ -167,7 +169,7 @@ class Cover:
             self.projected[start : start + len(some)] = self.projected[some]
         self.held = self.settled = k
         self.reduced = True
-        self._freed = np.concatenate([self._freed, left[0]])
+        self._freed = np.concatenate([self._freed, freed])
         self._near = _clustered(self.projected[:k], self.seed)
         distances, nearest = self._nearest(leaving, self.radius)
         lost = np.isinf(distances)

@@ -207,9 +207,7 @@ class PatchCore:
             rows = rows.only(good)
             projected = projected.unflatten(0, (len(samples), -1))[torch.from_numpy(good)].flatten(0, 1)
         self._know(samples, good, sizes, passing, notes)
-        kept, uncovered = coreset.select_first(
-            self.sampler, projected, len(rows), self.percentage, seed=self.seed, progress=line
-        )
+        kept, uncovered = self._choose(projected, len(rows), line)
         kept = np.sort(kept)  # not in the order of choice: where two are equally far, rounding decides on it
         LOGGER.info("memory bank: %d of %d patches from %d images", len(kept), len(rows), len(good))
         spacing = self._spacing_of(projected, kept, rows.shape[1], notes)
@@ -268,6 +266,25 @@ class PatchCore:
             return Tiling.of(self.cut, size, self.backbone)
         return Tiling.whole(size, self.embedding.grid(self.backbone.empty_maps(*size)))
 
+    def _choose(self, projected: torch.Tensor | None, n: int, line: Line) -> tuple[np.ndarray, torch.Tensor | None]:
+        """As `coreset.select_first`; of aligned tiles of each by itself."""
+        if not self.cut.aligned:
+            return coreset.select_first(self.sampler, projected, n, self.percentage, seed=self.seed, progress=line)
+        tiles, chosen = self.tiling_.tile_of(self.tiling_.origin(np.arange(n))[1]), []
+        uncovered = None if projected is None else projected.new_empty(n)
+        for tile in range(len(self.tiling_)):
+            own = np.flatnonzero(tiles == tile)
+            some = None if projected is None else projected[torch.from_numpy(own).to(projected.device)]
+            kept, far = coreset.select_first(
+                self.sampler, some, len(own), self.percentage, seed=self.seed, progress=line
+            )
+            chosen.append(own[kept])
+            if far is None:
+                uncovered = None
+            elif uncovered is not None:
+                uncovered[torch.from_numpy(own).to(far.device)] = far
+        return np.concatenate(chosen), uncovered
+
     def _rows(self, samples: Sequence[Sample], passing: "_Passing", notes: Notes, line: Line) -> PatchRows:
         maps = self._feature_maps(samples, "embed training images", notes, line, passing)
         return PatchRows(self.embedding, maps, self.storage, self.tiling_)
@@ -308,6 +325,7 @@ class PatchCore:
         """Training images, of a model that has none yet."""
         self.train_names_ = self.suspects_ = self.photographs_ = ()
         self.sizes_, self.appearance_, self.near_, self.held_out_ = np.zeros((0, 2), dtype=np.int64), None, None, None
+        self.levels_ = None
 
     def _know(
         self, samples: Sequence[Sample], good: np.ndarray, sizes: np.ndarray, passing: "_Passing", notes: Notes
@@ -382,7 +400,7 @@ class PatchCore:
             rows = (one for batch in rows for one in batch.split(self.tiling_.cells))
         for image, (chunks, _) in zip(images, self._images_of(rows), strict=True):
             own = None if image < 0 else self.bank_.images == image
-            if own is not None and len(own) - own.sum() < self.num_nn:
+            if own is not None and self._fewest(own) < self.num_nn:
                 deque(chunks, maxlen=0)  # the next image's come after them
                 continue
             found = self._compare(chunks, 1, own, STRANGEST)
@@ -407,7 +425,8 @@ class PatchCore:
         distances, nearest = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
         found = []
         for tile, rows in enumerate(chunks):
-            near, who = self.bank_.search(rows, self.num_nn, images=count, left_out=left_out)
+            others = self._others(tile, left_out)
+            near, who = self.bank_.search(rows, self.num_nn, images=count, left_out=others)
             cells = self.tiling_.cells_of(tile)
             distances[:, cells], nearest[:, cells] = (
                 near.reshape(count, -1, self.num_nn),
@@ -425,8 +444,35 @@ class PatchCore:
             strange, features = cells[each, some], features[each, torch.from_numpy(some).to(features.device)]
         return _Compared(distances, nearest, strange, features, None if self.cut else rows)
 
+    def _others(self, tile: int, left_out: np.ndarray | None = None) -> np.ndarray | None:
+        """(M,) bool: the rows of the bank that patches of a tile are not compared with; None: none."""
+        if not self.cut.aligned:
+            return left_out
+        others = self.tiling_.tile_of(self.bank_.cells) != tile
+        return others if left_out is None else others | left_out
+
+    def _fewest(self, left_out: np.ndarray | None = None) -> int:
+        """How many rows of the bank a patch of any tile is compared with, at least."""
+        there = np.ones(len(self.bank_), dtype=bool) if left_out is None else ~left_out
+        if not self.cut.aligned:
+            return int(there.sum())
+        return int(np.bincount(self.tiling_.tile_of(self.bank_.cells[there]), minlength=len(self.tiling_)).min())
+
+    def _levels(self) -> np.ndarray | None:
+        """(h*w,) by what squared distances are divided, so that those of all aligned tiles mean the same.
+
+        That is how far the strangest good patch of the tile is from its bank, in the mean, over the mean of all tiles.
+        """
+        if not self.cut.aligned or self.held_out_ is None:
+            return None
+        tiles = self.tiling_.tile_of(np.arange(self.tiling_.cells))
+        far = self.held_out_.distances.mean(axis=2)
+        levels = np.array([far[:, tiles == tile].max(axis=1).mean() for tile in range(len(self.tiling_))])
+        return (levels / levels.mean()).clip(NOTHING)[tiles].astype(np.float32) if levels.mean() > 0 else None
+
     def _calibrate(self) -> Calibration | None:
         """The scores of the good images that were held out; None if no threshold follows."""
+        self.levels_ = self._levels()
         if self.held_out_ is None:
             return None
         scores, peaks = [], []
@@ -447,6 +493,8 @@ class PatchCore:
         """Squared distances and the nearest rows of `count` images' patches -> (B, h, w)."""
         if self._relative:
             distances = SCORINGS[self.scoring].patch(distances, nearest, self.bank_.spacing)
+        if self.levels_ is not None:
+            distances = distances / self.levels_
         return distances.reshape(count, *self.grid_)
 
     def _factor(self, test: np.ndarray, nearest: np.ndarray) -> np.ndarray | float:
@@ -509,7 +557,8 @@ class PatchCore:
             for i in range(count):
                 number = start + i
                 if self.calibration_ is None or scores[i] > self.calibration_.look.value:
-                    rows = partial(self._rows_of, passing.images[i], i, compared)
+                    own = None if compared.rows is None else compared.rows.view(count, -1, compared.rows.shape[1])[i]
+                    rows = partial(self._rows_of, passing.images[i], own)
                     found += self._places(number, passing.images[i], rows, maps[i], patches[i], sizes[number])
             parts.append((scores, maps))
             start += len(scores)
@@ -549,11 +598,11 @@ class PatchCore:
             scores = (self._factor(compared.features[:, 0].cpu().numpy(), near) * scores).astype(np.float32)
         return scores, draw_maps(patches, self.transform.size), patches
 
-    def _rows_of(self, image: np.ndarray, number: int, compared: "_Compared", cells: Sequence[int]) -> torch.Tensor:
-        """(n, D) rows of some cells of an image (H, W, 3), the one of that number in its batch; with tiles, anew."""
+    def _rows_of(self, image: np.ndarray, rows: torch.Tensor | None, cells: Sequence[int]) -> torch.Tensor:
+        """(n, D) rows of n cells of an image (H, W, 3); of all its (h*w, D) rows or, with tiles, computed anew."""
         places = self.tiling_.places[cells]
-        if compared.rows is not None:
-            return compared.rows[torch.from_numpy(number * self.tiling_.cells + places).to(compared.rows.device)]
+        if rows is not None:
+            return rows[torch.from_numpy(places).to(rows.device)]
         found = torch.empty(len(cells), self.target_embed_dimension, device=self.backbone.device)
         tiles = self.tiling_.tile_of(cells)
         for tile in np.unique(tiles):
@@ -586,7 +635,7 @@ class PatchCore:
         patches: np.ndarray,
         size: np.ndarray,
     ) -> list[tuple]:
-        """The regions of one image above the threshold: its number, boxes, peak, picture, and strangest patch (D,).
+        """The regions of one image above the threshold: its number, boxes, peak, picture; cell and (D,) of the patch.
 
         rows: what gives the (n, D) rows of n cells.
         """
@@ -601,18 +650,18 @@ class PatchCore:
                 for each in (reasons.box_of(region), reasons.cell_box(cell, self.grid_, self.transform.size))
             )
             boxes, peak = (*box, round(region.sum() * pixels), *patch), anomaly_map[region].max()
-            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), row))
+            places.append((number, boxes, peak, reasons.around(image, cell, self.grid_), cell, row))
         return places
 
     def _evidence(self, found: list[tuple]) -> Evidence:
         """All regions, and the good patches nearest to them, where the model knows which images its rows are of."""
         known = self.photographs_ and self.bank_.images is not None
-        k = min(reasons.NEAREST, len(self.bank_)) if known else 0
+        k = min(reasons.NEAREST, self._fewest()) if known else 0
         side = reasons.picture_side(self.transform.size, self.grid_)
-        images, boxes, peaks, pictures, rows = zip(*found, strict=True) if found else ((),) * 5
+        images, boxes, peaks, pictures, cells, rows = zip(*found, strict=True) if found else ((),) * 6
         distances, near = np.empty((len(found), k), dtype=np.float32), np.empty((len(found), k, 2), dtype=np.int64)
         if found and k:
-            distances, nearest = self.bank_.search(torch.stack(rows), k)
+            distances, nearest = self._nearest(torch.stack(rows), np.array(cells), k)
             near = np.stack([self.bank_.images[nearest], self.bank_.cells[nearest]], axis=-1)
         return Evidence(
             np.array(images, dtype=np.int64),
@@ -627,6 +676,18 @@ class PatchCore:
             self.grid_,
             self.transform,
         )
+
+    def _nearest(self, rows: torch.Tensor, cells: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n, D) patches of these cells -> squared distances (n, k) and the rows of the bank (n, k)."""
+        if not self.cut.aligned:
+            return self.bank_.search(rows, k)
+        tiles = self.tiling_.tile_of(cells)
+        distances, nearest = np.empty((len(rows), k), dtype=np.float32), np.empty((len(rows), k), dtype=np.int64)
+        for tile in np.unique(tiles):
+            here = np.flatnonzero(tiles == tile)
+            found = self.bank_.search(rows[torch.from_numpy(here)], k, left_out=self._others(tile))
+            distances[here], nearest[here] = found
+        return distances, nearest
 
     def _masks(
         self, samples: Sequence[Sample], unmasked: Sequence[Sample], transform: Transform, notes: Notes
@@ -657,7 +718,7 @@ class PatchCore:
         return masks
 
     def extend(self, images: Images) -> "PatchCore":
-        """Let more good images join the bank, which grows to `percentage` of all patches so far.
+        """Let more good images join the bank, which grows to `percentage` of all patches so far (its share, if less).
 
         Greedy samplers go on where they are, among the new patches and those of the reserve. Thresholds are taken from
         old and new images, each without its own rows. With `contamination`, of the new images those that the model
@@ -675,6 +736,8 @@ class PatchCore:
         unknown = self._fitted().images is None or (self._relative and self.near_ is None)
         if unknown or len(self.photographs_) < len(self.train_names_):  # the reference's, and of earlier versions
             raise ModelError("this model does not record what it takes to extend it: fit it anew, with all images")
+        if self.cut.aligned:
+            raise ModelError("a model of aligned tiles cannot be extended yet: fit it anew, with all images")
         if not samples:
             raise DataError("no images to add: the list of samples is empty")
         _, sizes = look_over(samples, self.transform, notes, learn=False)
@@ -694,7 +757,10 @@ class PatchCore:
         parts = [torch.from_numpy(part).to(rows.device, torch.float32) for part in (old.rows, spare.rows)]
         filled = [part for part in (*parts, rows) if len(part)]  # the reserve may be empty
         projected = coreset.project(filled, self.projection, self.seed) if self._projects else None
-        there, room = len(spare) + len(rows), int(n * cells * self.percentage) - len(old)
+        share = self.percentage  # or less, of a bank that streamed into less memory than that takes
+        if len(old) < int(before * cells * share):
+            share = len(old) / (before * cells)
+        there, room = len(spare) + len(rows), int(n * cells * share) - len(old)
         k = there if coreset.SAMPLERS[self.sampler].keeps_all else min(max(0, room), there)
         chosen, uncovered = coreset.select_more(
             self.sampler, projected, len(old), there, k, seed=self.seed, progress=line

@@ -347,7 +347,8 @@ def _settle(detector: PatchCore, stream: Stream, notes: Notes, line: Line) -> No
             f"percentage {detector.percentage} keeps none of {cover.seen} patches: raise it or add images"
         )
     left = cover.reduce(k, line) if k < cover.held else [cover.slots[:0]] * 3
-    k, spare = cover.held, [array[:RESERVE] for array in left]
+    order = np.lexsort([array[:RESERVE] for array in (left[2], left[1])])
+    k, spare = cover.held, [array[order] for array in left]
     LOGGER.info(
         "memory bank: %d of %d patches from %d images; no patch is farther from it than %.3g, and %d patches "
         "cannot cover all within less than %.3g", k, cover.seen, len(stream), cover.bound, k, (cover.radius or 0) / 2,
