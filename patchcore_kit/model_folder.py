@@ -1,6 +1,7 @@
 """A detector's model folder: what is written of it, and how it is opened again (`reference_format` has the files)."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def _saved(detector: PatchCore, layers_as: type) -> reference_format.SavedModel:
     for known in (detector.calibration_, detector.appearance_, detector.held_out_, detector.reserve_):
         arrays |= {} if known is None else known.arrays()
     arrays |= detector.bank_.prepared | {"training_sizes": detector.sizes_} | reasons.bundled(detector.photographs_)
-    return reference_format.SavedModel(params, detector.bank_.rows, extras, arrays)
+    return reference_format.SavedModel(params, detector.bank_.stored, extras, arrays, detector.bank_.lists)
 
 
 def open_model(
@@ -163,10 +164,12 @@ def open_model(
         detector.category_ = extras.get("category", named.removeprefix("mvtec_") if named.startswith("mvtec_") else "")
         detector.calibration_ = Calibration.of(saved.arrays) if detector.scoring == made_for else None
         detector.held_out_ = HeldOut.of(saved.arrays) if detector.scoring == made_for else None
+        detector.levels_ = detector._levels()
         if detector.calibration_ is None:
             LOGGER.info("%s has no threshold from good images for %s scores: no verdicts", folder, detector.scoring)
         spacing = {"spacing": _stored_spacing(detector, folder, saved)} if detector._relative else {}
-        detector.bank_ = detector._bank(saved.rows, saved.arrays | spacing)
+        lists = dict(zip(["search_lists"], saved.lists, strict=False))  # small banks have none
+        detector.bank_ = detector._bank(saved.rows, saved.arrays | lists | spacing)
     return detector
 
 
@@ -189,7 +192,9 @@ def _stored_spacing(detector: PatchCore, folder: Path | str, saved: reference_fo
             f"model that was trained with scoring={detector.scoring!r}, or one whose bank has all patches (sampler "
             "identity)"
         )
-    rows = torch.from_numpy(saved.rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a mapped file may not be written to
+        rows = torch.from_numpy(saved.rows)
     projected = coreset.project(rows, detector.projection, detector.seed)
     return detector._spacing_of(projected, np.arange(len(rows)), rows.shape[1], Notes())
 

@@ -4,7 +4,10 @@
     nnscorer_search_index.faiss     a FAISS IndexFlatL2 with the bank's rows    }
     patchcore_kit.json              resize, sampler, seed, weights, training images, ...; checksums of all files
     patchcore_kit.npz               the training image, cell and spacing of each row; the scores of good images
+    patchcore_kit.lists             of large banks: what the fast search has found out of each row
 
+Lists, and files of more than 256 MB, are mapped, not read: whoever opens the same model shares their memory. A model
+may be replaced meanwhile, which leaves its files as they are; they must not be written to or cut where they lie.
 Members of an ensemble share a folder, each file with a prefix `Ensemble-1-3_`. Nothing in a pickle is executed: it
 may hold plain containers, strings and numbers only.
 """
@@ -18,7 +21,7 @@ import pickletools
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +37,10 @@ PARAMS_FILE = "patchcore_params.pkl"
 INDEX_FILE = "nnscorer_search_index.faiss"
 EXTRAS_FILE = "patchcore_kit.json"
 ARRAYS_FILE = "patchcore_kit.npz"
-FILES = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ARRAYS_FILE)
+LISTS_FILE = "patchcore_kit.lists"
+FILES = (PARAMS_FILE, INDEX_FILE, EXTRAS_FILE, ARRAYS_FILE, LISTS_FILE)
+LARGE = 2**28  # bytes, of a file that is mapped, and of the rows of a bank whose lists are stored
+BLOCK = 2**22  # values looked at or written at a time
 MEMBERS = 64  # at most, of an ensemble
 SIDE = 2**13  # pixels, at most, of what a network sees
 DIMENSION = 2**16  # at most
@@ -124,14 +130,16 @@ INDEX_HEADER = struct.Struct(
 class SavedModel:
     """One member of a model folder.
 
-    params: the reference's settings. rows: (M, D) float32. extras: the kit's own settings, {} for a folder that the
-    reference wrote. arrays: what else the model knows, by name; {} where nothing is stored.
+    params: the reference's settings. rows: (M, D) float32, or float16 to be written. extras: the kit's own settings, {}
+    for a folder that the reference wrote. arrays: what else the model knows, by name; {} where nothing is stored.
+    lists: what `MemoryBank.lists` has, in one part where it was read; () where nothing is stored.
     """
 
     params: dict
     rows: np.ndarray
     extras: dict
     arrays: dict[str, np.ndarray]
+    lists: Iterable[np.ndarray] = ()
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -194,18 +202,34 @@ def check_replaceable(folder: Path) -> None:
 def write_model(folder: Path, model: SavedModel, prefix: str = "") -> None:
     """Write one member's files into an existing folder; last the one with the checksums of the others."""
     (folder / f"{prefix}{PARAMS_FILE}").write_bytes(params_bytes(model.params))
-    index = faiss.IndexFlatL2(model.rows.shape[1])
-    index.add(model.rows)
-    (folder / f"{prefix}{INDEX_FILE}").write_bytes(faiss.serialize_index(index).tobytes())
+    count, d = model.rows.shape
+    with (folder / f"{prefix}{INDEX_FILE}").open("wb") as file:
+        file.write(INDEX_HEADER.pack(b"IxF2", d, count, 2**20, 2**20, True, faiss.METRIC_L2, count * d))
+        for block in _blocks(model.rows):
+            file.write(np.ascontiguousarray(block, dtype="<f4"))
+    if model.lists and 4 * count * d > LARGE:
+        with (folder / f"{prefix}{LISTS_FILE}").open("wb") as file:
+            file.writelines(model.lists)
     if model.arrays:
         np.savez(folder / f"{prefix}{ARRAYS_FILE}", **model.arrays)
     written = [name for name in FILES if (folder / f"{prefix}{name}").is_file()]
-    sums = {name: _crc((folder / f"{prefix}{name}").read_bytes()) for name in written}
+    sums = {name: _crc(_bytes(folder / f"{prefix}{name}")) for name in written}
     extras = model.extras | {"checksums": sums | {EXTRAS_FILE: _crc_of_extras(model.extras)}}
     (folder / f"{prefix}{EXTRAS_FILE}").write_text(json.dumps(extras, indent=2) + "\n", encoding="utf-8")
 
 
-def _crc(content: bytes) -> str:
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """(M, D) -> its rows, in order, a few at a time."""
+    step = max(1, BLOCK // rows.shape[1])
+    return (rows[start : start + step] for start in range(0, len(rows), step))
+
+
+def _bytes(path: Path, mapped: bool = False) -> bytes | np.ndarray:
+    least = 0 if mapped else LARGE
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size > least else path.read_bytes()
+
+
+def _crc(content: bytes | np.ndarray) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
@@ -247,7 +271,10 @@ def _read_model(folder: Path, prefix: str) -> SavedModel:
         lengths = {"M": len(rows), "D": rows.shape[1], "n": images, "C": cells}
         arrays = read_arrays(path, ARRAYS, lengths=lengths)
         _check_values(arrays, lengths)
-    return SavedModel(params, rows, extras, arrays)
+    if LISTS_FILE not in sums:
+        return SavedModel(params, rows, extras, arrays)
+    lists = _content(folder / f"{prefix}{LISTS_FILE}", sums[LISTS_FILE], mapped=True)
+    return SavedModel(params, rows, extras, arrays, (np.frombuffer(lists, np.uint8),))
 
 
 def _check_values(arrays: dict[str, np.ndarray], lengths: Mapping[str, int]) -> None:
@@ -312,14 +339,14 @@ def _damaged(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _content(path: Path, crc: str | None) -> bytes:
-    """A file's bytes, which must have that checksum if it is known."""
+def _content(path: Path, crc: str | None, mapped: bool = False) -> bytes | np.ndarray:
+    """A file's bytes, which must have that checksum if it is known; of a large one where they lie."""
     if not path.is_file():
         raise ModelError(f"no file {path}: copy the whole model folder")
     with _damaged(path):
         if is_lfs_pointer(path):
             raise ModelError(f"{path} is a Git-LFS pointer, not the file itself: fetch that with `git lfs pull`")
-        content = path.read_bytes()
+        content = _bytes(path, mapped)
         if crc and crc != _crc(content):
             raise ValueError("its checksum differs")
         return content
@@ -367,8 +394,11 @@ def _read_index(path: Path, dimension: int, crc: str | None) -> np.ndarray:
     whole = values == count * d and len(content) == INDEX_HEADER.size + 4 * values
     if kind != b"IxF2" or metric != faiss.METRIC_L2 or not whole or count < 1:
         raise ModelError(f"{path} is not a FAISS index of some rows, IndexFlatL2, or a damaged one: copy it again")
-    rows = np.frombuffer(bytearray(memoryview(content)[INDEX_HEADER.size :]), dtype="<f4").reshape(count, d)
-    if not d * max(float(rows.max()), -float(rows.min())) ** 2 < LARGEST:
+    values = memoryview(content)[INDEX_HEADER.size :]
+    rows = np.frombuffer(values if isinstance(content, np.ndarray) else bytearray(values), dtype="<f4").reshape(
+        count, d
+    )
+    if not d * float(np.max([np.abs([block.min(), block.max()]) for block in _blocks(rows)])) ** 2 < LARGEST:
         raise ModelError(
             f"{path} holds rows that are not finite, or too large: copy the model folder again, or train again"
         )

@@ -140,6 +140,87 @@ def test_what_is_prepared_is_taken_as_it_is(monkeypatch):
     assert pk.MemoryBank(rows, search="flat").prepared == {}
 
 
+def in_one(parts):
+    return np.concatenate(list(parts))
+
+
+def test_lists_are_used_where_they_lie(clusters, monkeypatch):
+    rows, queries = clusters
+    bank = pk.MemoryBank(rows)
+    lists = in_one(bank.lists)
+    lists.flags.writeable = False
+    monkeypatch.setattr(memory_bank._Candidates, "_add", None)  # no row is looked at
+    again = pk.MemoryBank(rows, prepared=bank.prepared | {"search_lists": lists})
+    for k, images in ((1, 10), (3, 1)):
+        ours, theirs = (one.search(queries, k, images=images) for one in (again, bank))
+        assert (ours[0] == theirs[0]).all() and (ours[1] == theirs[1]).all()
+    assert (in_one(again.lists) == lists).all()
+    assert not in_one(pk.MemoryBank(rows, search="flat").lists or [np.zeros(0)]).size
+
+
+def another(lists, place, value):
+    """The same bytes but for a number of 8 bytes, at a place that is counted in them."""
+    changed = lists.copy()
+    changed[place : place + 8].view("<u8")[:] = value
+    return changed
+
+
+def test_lists_that_are_damaged_or_of_other_rows(clusters):
+    rows, _ = clusters
+    bank = pk.MemoryBank(rows)
+    lists, header, count = in_one(bank.lists), memory_bank.LISTS.size, len(bank.prepared["search_centres"])
+    first = header + 8 * count + 256 * int(lists[header : header + 8].view("<u8")[0])  # number in the first list
+    second = int(lists[first + 8 : first + 16].view("<u8")[0])
+    damaged = {
+        "cut off": [lists[:0], lists[:40], lists[:-1], np.append(lists, lists[:1])],
+        "of other rows": [another(lists, place, 2**60) for place in (0, 4, 12, 24)],
+        "other lengths": [another(lists, header + 8 * i, size) for i in (0, count - 1) for size in (0, 2**64 - 1)],
+        "not there": [another(lists, first, number) for number in (len(rows), 2**63, 2**64 - 1)],
+        "lack rows": [another(lists, first, second)],
+    }  # fmt: skip
+    for message, contents in damaged.items():
+        for content in contents:
+            with pytest.raises(ValueError, match=message):
+                pk.MemoryBank(rows, prepared=bank.prepared | {"search_lists": content})
+    with pytest.raises(ValueError, match="of other rows"):
+        pk.MemoryBank(rows[:-1], prepared=bank.prepared | {"search_lists": lists})
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_rows_that_may_not_be_written_to_stay_where_they_are(clusters, offset):
+    rows, queries = clusters
+    content = bytes(offset) + rows.numpy().tobytes()  # as behind the header of a file: at no multiple of four
+    there = np.frombuffer(content, np.float32, offset=offset).reshape(rows.shape)
+    wanted = pk.MemoryBank(rows.clone()).search(queries, 2, images=10)
+    for storage in ("float32", "float16"):
+        bank = pk.MemoryBank(there, storage=storage)
+        assert np.shares_memory(bank.stored, there)
+        for ours, theirs in zip(bank.search(queries, 2, images=10), wanted, strict=True):
+            assert (ours == theirs).all()
+    assert not np.shares_memory(pk.MemoryBank(rows).stored, rows.numpy())
+
+
+@pytest.mark.parametrize("dimension", [30, 200])  # fewer than there are components, and more
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_no_near_row_is_ruled_out_and_most_others_are(clusters, storage, dimension):
+    rows, queries = (x[:, :dimension] + 20 for x in clusters)  # far from the origin, as features are
+    bank = pk.MemoryBank(rows, storage=storage)
+    between = torch.cdist(queries, torch.from_numpy(bank.rows), compute_mode="donot_use_mm_for_euclid_dist").square()
+    least = between.kthvalue(3, dim=1).values
+    found = list(bank._candidates.within(queries.numpy(), least.numpy()))
+    for rows_, distances, most in zip(found, between, least, strict=True):
+        assert set(torch.nonzero(distances <= most)[:, 0].tolist()) <= set(rows_.tolist())
+    assert np.mean([len(rows_) for rows_ in found]) < 0.1 * len(rows)
+
+
+def test_the_strangest_patch_is_settled_whatever_the_candidates_are(clusters, monkeypatch):
+    rows, queries = clusters
+    exact = pk.MemoryBank(rows, search="flat").search(queries, 2)[0].mean(axis=1).reshape(10, 30).max(axis=1)
+    monkeypatch.setattr(memory_bank._Candidates, "__call__", lambda self, x, n, _: np.arange(n)[None].repeat(len(x), 0))
+    found = pk.MemoryBank(rows).search(queries, 2, images=10)[0].mean(axis=1).reshape(10, 30).max(axis=1)
+    assert found == pytest.approx(exact, rel=1e-5)
+
+
 def test_too_few_rows_are_left(rows):
     bank = pk.MemoryBank(rows, np.arange(300) // 299)
     with pytest.raises(pk.SettingsError, match="cannot search 2 neighbours in a bank of 1 rows"):

@@ -2,6 +2,9 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
+import zlib
 
 import faiss
 import numpy as np
@@ -210,7 +213,7 @@ def test_settings_that_claim_too_much(theirs, content):
 
 def test_a_bit_in_any_file_is_noticed(folder, model):
     random, noticed = np.random.default_rng(0), 0
-    for name in rf.FILES:
+    for name in (rf.PARAMS_FILE, rf.INDEX_FILE, rf.EXTRAS_FILE, rf.ARRAYS_FILE):
         content = (folder / name).read_bytes()
         for bit in random.choice(8 * len(content), 60, replace=False):
             changed = bytearray(content)
@@ -338,3 +341,139 @@ def test_folders_without_a_model(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(pk.ModelError, match=f"no model in {folder}"):
             rf.prefixes(folder)
+
+
+# large banks
+
+
+@pytest.fixture(scope="module")
+def large(random_resnet18, sample_root):
+    """A detector with all 2048 patches of 8 images, the images to score, and their scores."""
+    category = pk.load_category(sample_root, "weave")
+    settings = {"resize": 144, "imagesize": 128, "target_embed_dimension": 160, "progress": False}
+    detector = pk.PatchCore(random_resnet18, "identity", **settings).fit(category.train)
+    return detector, category.test, detector.predict(category.test)
+
+
+@pytest.fixture
+def mapped(large, tmp_path, monkeypatch):
+    """Its folder, of which the rows and the lists are large."""
+    monkeypatch.setattr(rf, "LARGE", 2**19)
+    large[0].save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_large_banks_stay_in_their_files(large, mapped, monkeypatch):
+    detector, images, predictions = large
+    again = pk.PatchCore.load(mapped, progress=False)
+    assert isinstance(rf._bytes(mapped / rf.INDEX_FILE), np.memmap)
+    assert not again.bank_.stored.flags.writeable and (again.bank_.rows == detector.bank_.rows).all()
+    found = again.predict(images)
+    assert (found.scores == predictions.scores).all() and (found.maps == predictions.maps).all()
+    again.save(mapped.parent / "other")
+    for name in rf.FILES:
+        if name not in (rf.ARRAYS_FILE, rf.EXTRAS_FILE):  # which hold times
+            assert (mapped / name).read_bytes() == (mapped.parent / "other" / name).read_bytes()
+    monkeypatch.setattr(rf, "LARGE", 2**40)
+    read = pk.PatchCore.load(mapped, progress=False)
+    assert read.bank_.stored.flags.writeable and (read.predict(images).scores == predictions.scores).all()
+    read.save(mapped)
+    assert not (mapped / rf.LISTS_FILE).exists()
+    assert (pk.PatchCore.load(mapped, progress=False).predict(images).scores == predictions.scores).all()
+
+
+def test_large_banks_of_the_reference_are_mapped(large, mapped):
+    for name in (rf.EXTRAS_FILE, rf.ARRAYS_FILE, rf.LISTS_FILE):
+        (mapped / name).unlink()
+    again = pk.PatchCore.load(mapped, "random", resize=144, progress=False)
+    assert not again.bank_.stored.flags.writeable
+    assert again.predict(large[1]).scores == pytest.approx(large[2].scores, rel=1e-5)
+
+
+def test_a_mapped_model_outlives_its_folder(large, mapped, random_resnet18):
+    _, images, predictions = large
+    again = pk.PatchCore.load(mapped, progress=False)
+    other = pk.PatchCore(random_resnet18, resize=144, imagesize=128, progress=False).fit(images)
+    other.save(mapped)
+    assert (again.predict(images).scores == predictions.scores).all()
+    again.save(mapped)  # over what has replaced it
+    assert (pk.PatchCore.load(mapped, progress=False).predict(images).scores == predictions.scores).all()
+
+
+def rewrite(folder, name, content):
+    """A file of a model with a checksum that is right."""
+    (folder / name).write_bytes(content)
+    extras = json.loads((folder / rf.EXTRAS_FILE).read_text())
+    extras["checksums"][name] = f"{zlib.crc32(content):08x}"
+    (folder / rf.EXTRAS_FILE).write_text(json.dumps(extras))
+
+
+def test_lists_that_cannot_be_used(mapped):
+    content = (mapped / rf.LISTS_FILE).read_bytes()
+    for damaged in (content[:-1], content[:-8] + b"12345678"):
+        (mapped / rf.LISTS_FILE).write_bytes(damaged)
+        with pytest.raises(pk.ModelError, match=r"patchcore_kit\.lists \(its checksum differs\)"):
+            pk.PatchCore.load(mapped, progress=False)
+    generator = np.random.default_rng(0)
+    for damaged in (b"", content[:1000], content[:-4], bytes(len(content)), generator.bytes(len(content))):
+        rewrite(mapped, rf.LISTS_FILE, damaged)
+        with pytest.raises(
+            pk.ModelError, match=r"model cannot be used \(the lists of its fast search are of other rows"
+        ):
+            pk.PatchCore.load(mapped, progress=False)
+    (mapped / rf.LISTS_FILE).unlink()
+    with pytest.raises(pk.ModelError, match=r"no file .*patchcore_kit\.lists"):
+        pk.PatchCore.load(mapped, progress=False)
+
+
+def test_mapped_rows_that_cannot_be_used(mapped):
+    content = (mapped / rf.INDEX_FILE).read_bytes()
+    for damaged, message in ((content[:-4], "is not a FAISS index"), (content[:-4] + b"\0\0\xc0\x7f", "not finite")):
+        rewrite(mapped, rf.INDEX_FILE, damaged)
+        with pytest.raises(pk.ModelError, match=message):
+            pk.PatchCore.load(mapped, progress=False)
+
+
+WORKER = r"""
+import re, sys
+import numpy as np, torch
+from patchcore_kit import reference_format as rf
+from patchcore_kit.memory_bank import MemoryBank
+
+rf.LARGE = 2**20
+saved = rf.read_model(sys.argv[1])
+bank = MemoryBank(saved.rows, prepared=saved.arrays | {"search_lists": saved.lists[0]})
+bank.search(torch.from_numpy(np.array(saved.rows[:100] + 1)))
+print("open", flush=True)
+sys.stdin.readline()  # until both are
+sizes = {}
+for part in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read(), flags=re.MULTILINE):
+    for name in (rf.INDEX_FILE, rf.LISTS_FILE):
+        if name in part:
+            for key, size in re.findall(r"^(Rss|Private|Anonymous)\w*: +(\d+) kB", part, re.MULTILINE):
+                sizes[key] = sizes.get(key, 0) + int(size)
+print(sizes["Rss"], sizes["Private"], sizes["Anonymous"], flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of a process's memory")
+def test_processes_share_what_they_map(folder, model, monkeypatch):
+    monkeypatch.setattr(rf, "LARGE", 2**20)
+    rows = np.random.default_rng(0).normal(size=(6000, 256)).astype(np.float32)
+    bank = pk.MemoryBank(rows)
+    settings = params(target_embed_dimension=256)
+    rf.write_model(folder, rf.SavedModel(settings, bank.stored, model.extras, bank.prepared, bank.lists))
+    command = [sys.executable, "-c", WORKER, str(folder)]
+    workers = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ["open\n"] * 2
+    sizes = (folder / rf.INDEX_FILE).stat().st_size + (folder / rf.LISTS_FILE).stat().st_size
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    found = [list(map(int, worker.stdout.readline().split())) for worker in workers]
+    for worker in workers:
+        worker.communicate("\n")
+    for there, own, copied in found:
+        assert 1024 * there > 0.95 * sizes
+        assert 1024 * own < 0.05 * sizes and copied == 0
