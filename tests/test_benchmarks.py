@@ -3,17 +3,23 @@
 Most run in this process, which has torch loaded already.
 """
 
+import json
 import re
 import subprocess
 import sys
+import time
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
+import faiss
 import pytest
+import torch
+from click import ClickException
 from click.testing import CliRunner
 from PIL import Image
 
-from patchcore_kit import coreset
+from patchcore_kit import coreset, reference_format
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -168,6 +174,90 @@ def test_scoring(sample_root, load):
         assert len(rows) == 4  # pill cut, pill and weave whole, their mean
 
 
+@pytest.fixture
+def gpu(load, monkeypatch):
+    """Its command, and where its figures come from, of ResNet-18 alone."""
+    figures = load("gpu_figures")
+    monkeypatch.setattr(figures, "NETWORKS", ("resnet18",))
+    return load("gpu"), figures
+
+
+def test_gpu(gpu, tmp_path):
+    """On the CPU, which then agrees with itself."""
+    output = run_here(gpu[0], "--device", "cpu", "--small", "--minutes", 60, "--out", tmp_path / "gpu.json")
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    first, second = "resnet18, 64 pixels, 10%", "resnet18, 64 pixels, 1%"
+    assert set(content["figures"]) == {first, second, "All of it"} and content["not measured"] == {}
+    assert content["machine"]["device"] == "CPU"
+    figures = content["figures"][first]
+    assert figures["rows of the bank"] == 76 and content["figures"][second]["rows of the bank"] == 7
+    for what in ("scores", "maps"):
+        assert figures[f"{what}: largest difference from the CPU's over the largest"] == 0
+    for of in ("frames", "PNG files of 100x100", "JPEG files of 100x100"):
+        assert {f"predict of {of}, batches of {n}, images/s" for n in (1, 4)} <= set(figures)
+    for beginning in ("network alone, channels first,", "stage of 4 images: search", "stage of a fit: coreset"):
+        assert any(name.startswith(beginning) for name in figures), beginning
+    assert sum(name.startswith("profile of 16 images, CPU: aten::") for name in figures) == 10
+    assert all(value >= 0 for value in figures.values())  # and none is an error
+    for name in figures:
+        assert re.search(rf"^\| {re.escape(name)} \| \S+ \|$", output, re.MULTILINE), name
+    assert "at least 1000 (published: 76 on an RTX A6000, Batzner et al. 2024) | not measured |" in output
+
+
+def test_gpu_goes_on_after_a_failure_and_stops_in_time(gpu, tmp_path, monkeypatch):
+    command, figures = gpu
+    report = figures.Report(tmp_path / "gpu.json", time.perf_counter() + 60)
+
+    def failing():
+        yield "first", 1.0
+        raise MemoryError("out of\nmemory")
+
+    report.step("Case", "fit", failing)
+    report.step("Case", "predict", lambda: [("second", 1234.5)])
+    report.step("Case", "compile", failing, needs=90)
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert content["figures"] == {"Case": {"first": 1.0, "fit": "MemoryError: out of memory", "second": 1234.5}}
+    assert content["not measured"] == {"Case": ["compile"]}
+
+    output = run_here(command, "--device", "cpu", "--small", "--minutes", 0, "--out", tmp_path / "gpu.json")
+    assert (
+        "| resnet18, 64 pixels, 1%: no time was left for | fit, predict, network alone, agreement, memory |" in output
+    )
+    done = CliRunner().invoke(command.main, ["--device", "cuda:99", "--out", str(tmp_path / "gpu.json")])
+    assert done.exit_code == 1 and re.fullmatch("Error: there is no cuda:99 on this machine .*\n", done.stderr)
+
+
+def test_gpu_brings_what_is_missing(gpu, tmp_path, monkeypatch):
+    command, _ = gpu
+    assert command.missing() == []
+    monkeypatch.setattr(command, "missing", lambda: ["tiny-package"])
+    with zipfile.ZipFile(tmp_path / "tiny_package-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny_package.py", "")
+        wheel.writestr(
+            "tiny_package-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny_package-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("tiny_package-1.0.dist-info/RECORD", "")
+    command.bring(tmp_path, str(tmp_path / "site"))
+    assert (tmp_path / "site/tiny_package.py").exists() and sys.path[-1] == str(tmp_path / "site")
+
+    def absent(name):
+        raise ModuleNotFoundError("No module named 'faiss'", name="faiss")
+
+    def unlike(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    for found, words in (
+        (absent, r"the kit needs faiss, .* \(tiny-package\)"),
+        (unlike, "nms does not exist.* as torch 2"),
+    ):
+        monkeypatch.setattr(command.importlib, "import_module", found)
+        with pytest.raises(ClickException, match=words):
+            command.bring(None, str(tmp_path))
+
+
 def test_life(sample_root, load):
     output = run_here(load("life"), "--data", sample_root, "--category", "pill", "--percentage", 0.05)
     for table, names in {
@@ -177,3 +267,19 @@ def test_life(sample_root, load):
     }.items():
         assert f"{table}: pill, starter (starter), density" in output
         assert all(name in output for name in names)
+
+
+def test_large_banks(load, tmp_path, monkeypatch):
+    large, threads = load("large_banks"), (torch.get_num_threads(), faiss.omp_get_max_threads())
+    monkeypatch.setattr(reference_format, "LARGE", 2**17)  # it is mapped here; its workers read it
+    monkeypatch.setattr(large, "two_workers", large.two_workers if sys.platform == "linux" else lambda *_: {})
+    options = ["--dimension", 64, "--images", 2, "--weights", "random", "--folder", tmp_path]
+    try:
+        output = run_here(large, "--rows", 1000, *options)
+    finally:
+        torch.set_num_threads(threads[0])
+        faiss.omp_set_num_threads(threads[1])
+    assert "wood, random, rows of 64 values, 2 images" in output
+    assert len(re.findall(r"^\| 1 000 \|( \S+ \|)+$", output, re.MULTILINE)) == 2
+    assert re.search(r"^\| rows \| recall@1 \| .* \| flat \|$", output, re.MULTILINE)
+    assert (tmp_path / "model/patchcore_kit.lists").exists()
