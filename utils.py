@@ -63,12 +63,12 @@ def get_train_args(
     *,
     results_path: Path | str = "experiments",
     log_project: str = "step1",
-    log_group: str = "0000",
+    log_group: str | list[str] = "0000",
     backbone: str = "wideresnet50",
     layers: Sequence[str] = LAYERS,
     percentage: float = PERCENTAGE,
-    resize: int | tuple[int, int] = RESIZE,
-    imagesize: int = IMAGESIZE,
+    resize: int | tuple[int, int] | list[int] = RESIZE,
+    imagesize: int | list[int] = IMAGESIZE,
     gpu: Sequence[int] = (),
     seed: int = 0,
     save_models: bool = True,
@@ -76,9 +76,14 @@ def get_train_args(
     weights: str | None = None,
     save_predictions: bool = False,
     save_segmentation_images: bool = False,
+    jobs: int | None = None,
+    scheduler: str | None = None,
 ) -> list[str]:
     """The arguments of `bin/run_patchcore.py`. weights: a file, "random", or None to look for them.
 
+    resize, imagesize, log_group: several image sizes at once as lists of one length.
+    jobs: how many categories at once; memory grows with it. scheduler: the address of a Dask cluster that does it.
+    Neither: one at a time, unless the environment names a scheduler (`DASK_SCHEDULER_ADDRESS`).
     Raises SettingsError for categories or layers that are no list, or an empty one.
     """
     flags = {
@@ -87,7 +92,8 @@ def get_train_args(
         "--save_segmentation_images": save_segmentation_images,
         "--resume": resume,
     }
-    run = ["--seed", seed, "--log_project", log_project, "--log_group", log_group]
+    groups = log_group if isinstance(log_group, list) else [log_group]
+    run = ["--seed", seed, "--log_project", log_project, *_repeat("--log_group", groups), *_where(jobs, scheduler)]
     network = [
         "patch_core",
         "-b",
@@ -114,8 +120,10 @@ def get_evaluate_args(
     save_predictions: bool = True,
     save_segmentation_images: bool = False,
     weights: str | None = None,
+    jobs: int | None = None,
+    scheduler: str | None = None,
 ) -> list[str]:
-    """The arguments of `bin/load_and_evaluate_patchcore.py`.
+    """The arguments of `bin/load_and_evaluate_patchcore.py`. jobs, scheduler: as of `get_train_args`.
 
     models: one model folder for each category, or the folder `models` of a run, which holds `mvtec_<category>`.
     resize: None takes each model's own size. Raises SettingsError for categories that are no list, or an empty one.
@@ -123,7 +131,8 @@ def get_evaluate_args(
     if isinstance(models, str | Path):
         models = [Path(models) / f"mvtec_{category}" for category in _listed("categories", categories)]
     flags = {"--save_predictions": save_predictions, "--save_segmentation_images": save_segmentation_images}
-    run = ["--seed", seed, *_repeat("--gpu", gpu), *(flag for flag, on in flags.items() if on), results_path]
+    chosen = [flag for flag, on in flags.items() if on]
+    run = ["--seed", seed, *_where(jobs, scheduler), *_repeat("--gpu", gpu), *chosen, results_path]
     loader = ["patch_core_loader", *_repeat("-p", models), *_repeat("--weights", [weights] if weights else [])]
     return [str(a) for a in (*run, *loader, *_dataset_args(data_path, categories, resize, imagesize))]
 
@@ -141,13 +150,24 @@ def _repeat(option: str, values: Sequence) -> list:
     return [part for value in values for part in (option, value)]
 
 
-def _dataset_args(data_path: Path | str, categories: Sequence[str], resize: int | tuple | None, imagesize: int) -> list:
-    if resize is None:
-        size = []
-    elif isinstance(resize, int):
-        size = ["--resize", resize, "--imagesize", imagesize]
-    else:
-        size = ["--resize", "x".join(map(str, resize))]
+def _where(jobs: int | None, scheduler: str | None) -> list:
+    return [*(["--jobs", jobs] if jobs else []), *(["--scheduler", scheduler] if scheduler else [])]
+
+
+def _dataset_args(
+    data_path: Path | str, categories: Sequence[str], resize: int | tuple | list | None, imagesize: int | list
+) -> list:
+    resizes = resize if isinstance(resize, list) else [] if resize is None else [resize]
+    sides = imagesize if isinstance(imagesize, list) else [imagesize]
+    cut = [one for one in resizes if not isinstance(one, tuple)]
+    if len(cut) not in (0, len(sides)):
+        raise pk.SettingsError(
+            f"resize is {resize!r} and imagesize {imagesize!r}: give lists of one length, or a pair (height, width)"
+        )
+    crops, size = iter(sides), []
+    for one in resizes:
+        whole = isinstance(one, tuple)
+        size += ["--resize", "x".join(map(str, one))] if whole else ["--resize", one, "--imagesize", next(crops)]
     return ["dataset", *size, *_repeat("-d", _listed("categories", categories)), "mvtec", data_path]
 
 
@@ -218,6 +238,10 @@ def check_parameters(data: Path | None, **parameters: object) -> None:
         "RESIZE": lambda name, value: [whole_number(name, side, 16) for side in _sides(value)],
         "N": lambda name, value: whole_number(name, value, 1),
         "DIGITS": lambda name, value: whole_number(name, value, 0),
+        "JOBS": lambda name, value: value is None or whole_number(name, value, 1),
+        "SCHEDULER": lambda name, value: (
+            value is None or _check_kind(name, value, str, "an address, as 'tcp://host:8786'")
+        ),
         "SHARE": _check_share,
         "NAME": lambda name, value: _check_kind(name, value, str, "a name, as 'starter' or 'layer2'"),
         "FOLDER": lambda name, value: _check_kind(name, value, str | Path, "the name of a folder"),
@@ -424,19 +448,26 @@ def train_at_sizes(
     weights: str | None = None,
     percentage: float = PERCENTAGE,
     gpu: Sequence[int] = (),
+    jobs: int | None = None,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """Task 1's script at each image size, into folders of experiments/PROJECT -> all their results in one table.
+    """Task 1's script for all image sizes at once, into folders of experiments/PROJECT -> their results in one table.
 
     Images are resized to 8/7 of the size and cut, as 256 and 224. What is done already is skipped.
+    jobs, scheduler: as of `get_train_args`, for categories and sizes together.
     Raises SettingsError for sizes or categories that are no list, ResultsError if it cannot be trained.
     """
-    tables = []
-    for size in _listed("sizes", sizes):
-        seen = {"percentage": percentage, "resize": round(size * 8 / 7), "imagesize": size}
-        run = run_folder(project, data, backbone, **seen)
+    sizes = _listed("sizes", sizes)
+    seen = [{"percentage": percentage, "resize": round(size * 8 / 7), "imagesize": size} for size in sizes]
+    runs = [run_folder(project, data, backbone, **each) for each in seen]
+    for size, run in zip(sizes, runs, strict=True):
         print(f"{size} x {size} pixels, {run}")
-        options = {"log_project": project, "log_group": run.name, "backbone": backbone, "weights": weights, "gpu": gpu}
-        _call(run_patchcore, get_train_args(data, categories, **options, **seen, save_models=False, resume=True))
+    run = {"log_project": project, "log_group": [run.name for run in runs], "resume": True, "save_models": False}
+    network = {"backbone": backbone, "weights": weights, "percentage": percentage, "gpu": gpu}
+    size = {"resize": [each["resize"] for each in seen], "imagesize": sizes}
+    _call(run_patchcore, get_train_args(data, categories, **run, **network, **size, jobs=jobs, scheduler=scheduler))
+    tables = []
+    for size, run in zip(sizes, runs, strict=True):
         rows = pk.read_results(run / "results.csv").loc[[f"mvtec_{category}" for category in categories]]
         tables.append(rows.assign(category=list(categories), size=size))
     return pd.concat(tables, ignore_index=True)

@@ -8,28 +8,31 @@ Each is a group of steps on one line. A step only collects its options; the grou
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
-import faiss
 
 from patchcore_kit.app import UserPath
 from patchcore_kit.backbones import PRECISIONS, load_backbone
 from patchcore_kit.coreset import SAMPLERS
 from patchcore_kit.datasets import Category, list_categories, load_category
-from patchcore_kit.detector import PatchCore
-from patchcore_kit.ensemble import PatchCoreEnsemble, load_detector
 from patchcore_kit.errors import DataError, KitError, ModelError, SettingsError
+from patchcore_kit.executors import Cluster, Executor, Here, Processes, reason
 from patchcore_kit.experiments import (
-    Detector,
+    Network,
+    NewDetector,
     Outputs,
+    SavedDetector,
+    Training,
     evaluate_models,
     evaluation_folder,
     run_folder,
-    train,
+    train_all,
 )
-from patchcore_kit.image_cache import ImageCache
+from patchcore_kit.files import user_path
 from patchcore_kit.memory_bank import SEARCHES, STORAGES
 from patchcore_kit.model_folder import load_transform
 from patchcore_kit.progress import in_notebook
@@ -93,12 +96,10 @@ def _sentence(command: Callable) -> Callable:
             )
             stopped.exit_code = 130
             raise stopped from None
-        except OSError as error:  # a file that the system refuses, wherever it is
+        except OSError as error:
             if error.filename is None:
                 raise
-            raise click.ClickException(
-                f"cannot use {error.filename} ({error.strerror}): check that it is there and that you may use it"
-            ) from None
+            raise click.ClickException(reason(error)) from None
 
     return wrapped
 
@@ -115,6 +116,12 @@ def _shared_options(command: Callable) -> Callable:
         click.option("--resume", is_flag=True, help="Go on in an existing results folder, skip what it has."),
         click.option("--mask_rule", type=click.Choice(MASK_RULES), default="inside", show_default=True,
                      help="Edge pixels of masks: wholly inside, as the reference, or nearest."),
+        click.option("--jobs", type=click.IntRange(min=1), metavar="N",
+                     help="So many categories at once, each in a process here; memory grows with it.  [default: 1]"),
+        click.option("--scheduler", envvar="DASK_SCHEDULER_ADDRESS", metavar="ADDRESS",
+                     help="Let a Dask cluster's workers do it, as tcp://HOST:8786; they need the same folders."),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                     help="Of each category's work on the CPU.  [default: all, divided by --jobs]"),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -125,6 +132,22 @@ def _device(gpus: Sequence[int]) -> str:
     if len(gpus) > 1:
         raise SettingsError(f"--gpu is given {len(gpus)} times: one run uses one GPU, start one run for each")
     return f"cuda:{gpus[0]}" if gpus else "cpu"
+
+
+def _executor(jobs: int | None, scheduler: str | None, threads: int | None, device: str) -> Executor:
+    """Where the work is done: an explicit --jobs counts more than a scheduler that the environment names."""
+    source = click.get_current_context().get_parameter_source("scheduler")
+    if jobs and scheduler and source is click.core.ParameterSource.COMMANDLINE:
+        raise SettingsError(f"--jobs {jobs} is for this computer, --scheduler {scheduler} for others: give one of them")
+    if scheduler and not jobs:
+        return Cluster(scheduler, threads)
+    if (jobs or 1) == 1:
+        return Here(threads)
+    if device != "cpu":
+        raise SettingsError(
+            f"--jobs {jobs} would put {jobs} networks on one GPU, which is busy with one: leave one out"
+        )
+    return Processes(jobs, threads)
 
 
 def _steps(collected: Sequence[dict], wanted: Sequence[str]) -> dict:
@@ -152,8 +175,8 @@ def _report(results: Results, outputs: Outputs) -> None:
     table = results.table()
     shown = table[[column for column in SHOWN if table[column].notna().any()]]
     click.echo(shown.to_string(float_format=lambda v: f"{v:.3f}", na_rep=""))
-    for reason, rows in table[table["undefined"].fillna("") != ""].groupby("undefined", sort=False):
-        click.echo(f"{', '.join(rows.index)}: {reason}")
+    for why, rows in table[table["undefined"].fillna("") != ""].groupby("undefined", sort=False):
+        click.echo(f"{', '.join(rows.index)}: {why}")
     click.echo(
         f"\nweights: {', '.join(dict.fromkeys(table['weights'].dropna()))}; "
         f"mask rule: {', '.join(dict.fromkeys(table['mask_rule'].dropna()))}"
@@ -164,14 +187,37 @@ def _report(results: Results, outputs: Outputs) -> None:
         click.echo(f"{name.replace('_', ' ')}: {results.folder / name}")
 
 
+@contextmanager
+def _reported(tables: Sequence[Results], outputs: Outputs) -> Iterator[None]:
+    """Show the tables of what was done in the block, also if not all was."""
+    failed = None
+    try:
+        yield
+    except KitError as error:
+        failed = error
+    for results in tables:
+        if results.rows:
+            _report(results, outputs)
+    if failed:
+        raise failed
+
+
 @click.command("dataset")
 @click.argument("name", type=click.Choice(["mvtec"]), expose_value=False)
 @click.argument("data_path", type=UserPath())
 @click.option("--subdatasets", "-d", multiple=True, help="A category, as often as needed. None named: all there are.")
 @click.option(
-    "--resize", type=Size(), help="Shorter side, or height x width (no crop).  [default: 256, or the model's]"
+    "--resize",
+    type=Size(),
+    multiple=True,
+    help="Shorter side, or height x width (no crop). Training takes several.  [default: 256, or the model's]",
 )
-@click.option("--imagesize", type=int, help="Side of the central crop.  [default: 224, or the model's]")
+@click.option(
+    "--imagesize",
+    type=int,
+    multiple=True,
+    help="Side of the central crop, one for each --resize.  [default: 224, or the model's]",
+)
 @click.option(
     "--bits",
     type=click.IntRange(8, 32),
@@ -197,21 +243,59 @@ def _report(results: Results, outputs: Outputs) -> None:
 )
 def dataset(data_path, subdatasets, resize, imagesize, bits, batch_size, num_workers, no_image_cache):
     """Which images, and at what size."""
-    if isinstance(resize, tuple) and imagesize is not None:
-        raise click.UsageError(
-            f"--imagesize {imagesize} cuts a square, --resize {resize[0]}x{resize[1]} asks for no cut: give one of them"
-        )
     return {
         "step": "dataset",
         "data_path": data_path,
         "names": subdatasets,
-        "resize": resize,
-        "imagesize": imagesize,
+        "sizes": _sizes(resize, imagesize),
         "bits": bits,
         "batch_size": batch_size,
         "workers": num_workers if num_workers is None else max(1, num_workers),  # 0: the reference's word for none
-        "cache": None if no_image_cache else ImageCache(),
+        "cached": not no_image_cache,
     }
+
+
+def _sizes(resizes: Sequence[int | tuple[int, int]], imagesizes: Sequence[int]) -> list[tuple]:
+    """(resize, imagesize) of each size, None where it is not said; the crops belong to the resizes that are cut."""
+    squares = [resize for resize in resizes if isinstance(resize, int)]
+    if len(resizes) > len(squares) and len(imagesizes) > len(squares):
+        whole = next(resize for resize in resizes if isinstance(resize, tuple))
+        raise click.UsageError(
+            f"--imagesize {imagesizes[-1]} cuts a square, --resize {whole[0]}x{whole[1]} asks for no cut: give one of "
+            "them"
+        )
+    if imagesizes and squares and len(imagesizes) != len(squares):
+        raise click.UsageError(
+            f"--resize is given {len(squares)} times and --imagesize {len(imagesizes)} times: give a pair for each size"
+        )
+    if not resizes:
+        sizes = [(None, imagesize) for imagesize in imagesizes or [None]]
+    else:
+        cuts = iter(imagesizes)
+        sizes = [(resize, next(cuts, None) if isinstance(resize, int) else None) for resize in resizes]
+    if twice := next((size for i, size in enumerate(sizes) if size in sizes[:i]), None):
+        raise click.UsageError(f"the size {_named(*twice)} is given twice: once is enough")
+    return sizes
+
+
+def _named(resize: int | tuple[int, int] | None, imagesize: int | None) -> str:
+    """A size as it stands in the name of a folder."""
+    if isinstance(resize, tuple):
+        return f"{resize[0]}x{resize[1]}"
+    resize, imagesize = 256 if resize is None else resize, 224 if imagesize is None else imagesize
+    return f"{imagesize}" if resize == round(imagesize * 8 / 7) else f"{imagesize}of{resize}"
+
+
+def _groups(groups: Sequence[str], sizes: Sequence[tuple]) -> list[str]:
+    """A run's name for each size: as given, or one with the size behind."""
+    if len(groups) == 1 and len(sizes) > 1:
+        return [f"{groups[0]}-{_named(*size)}" for size in sizes]
+    if len(groups) != len(sizes) or len(set(groups)) < len(groups):
+        raise SettingsError(
+            f"--log_group is {', '.join(groups)} for {len(sizes)} image size{'s' * (len(sizes) > 1)}: give a name for "
+            "each, or one for all, to which the size is added"
+        )
+    return list(groups)
 
 
 def _categories(step: dict) -> list[Category]:
@@ -233,11 +317,14 @@ def _faiss_options(command: Callable) -> Callable:
     return on_gpu(threads(command))
 
 
-def _set_up_faiss(step: dict, device: str) -> None:
+def _check_faiss(step: dict, device: str) -> None:
     if step["faiss_on_gpu"] and device == "cpu":
         raise SettingsError("--faiss_on_gpu needs a GPU: name it with --gpu, or leave the option out")
-    if step["faiss_num_workers"]:
-        faiss.omp_set_num_threads(step["faiss_num_workers"])
+
+
+def _weights_file(weights: str | None) -> str | None:
+    """As it is found from any folder."""
+    return weights if weights in (None, "random") else str(user_path(weights).absolute())
 
 
 # training
@@ -245,7 +332,13 @@ def _set_up_faiss(step: dict, device: str) -> None:
 
 @click.group(chain=True)
 @_shared_options
-@click.option("--log_group", default="group", show_default=True)
+@click.option(
+    "--log_group",
+    multiple=True,
+    default=("group",),
+    show_default=True,
+    help="The run's name; for several image sizes one for each, or one to which the size is added.",
+)
 @click.option("--log_project", default="project", show_default=True)
 @click.option("--save_patchcore_model", is_flag=True, help="Keep the models, in the reference's format.")
 def run_patchcore(**options):
@@ -336,16 +429,22 @@ run_patchcore.add_command(dataset)
 @_sentence
 def _train(
     collected, results_path, gpu, seed, save_segmentation_images, save_predictions, resume, mask_rule,
-    log_group, log_project, save_patchcore_model,
+    jobs, scheduler, threads, log_group, log_project, save_patchcore_model,
 ):  # fmt: skip
     steps = _steps(collected, ("patch_core", "sampler", "dataset"))
     device = _device(gpu)
+    executor = _executor(jobs, scheduler, threads, device)
     network, choice, data = steps["patch_core"], steps["sampler"], steps["dataset"]
-    _set_up_faiss(network, device)
+    _check_faiss(network, device)
+    groups = _groups(log_group, data["sizes"])
     categories = _categories(data)
-    detector = {
-        "resize": 256 if data["resize"] is None else data["resize"],
-        "imagesize": 224 if data["imagesize"] is None else data["imagesize"],
+    networks, backbones = [], []
+    for name, own_seed, layers, weights in _members(network, seed):
+        how = name, layers, _weights_file(weights), device, own_seed, network["precision"]
+        at = "cpu" if isinstance(executor, Cluster) else device  # its GPUs are not here
+        backbones.append(load_backbone(name, layers, weights, at, own_seed, precision=network["precision"]))
+        networks.append(Network(*how, backbones[-1].fingerprint))
+    made_with = {
         "pretrain_embed_dimension": network["pretrain_embed_dimension"],
         "target_embed_dimension": network["target_embed_dimension"],
         "patchsize": network["patchsize"],
@@ -357,38 +456,34 @@ def _train(
         "bits": data["bits"],
         **choice,
     }
-    members = [
-        (load_backbone(name, layers, weights, device, own_seed, precision=network["precision"]), own_seed)
-        for name, own_seed, layers, weights in _members(network, seed)
-    ]
-
-    def make_detector() -> Detector:
-        made = [
-            PatchCore(
-                backbone,
-                seed=own_seed,
-                **detector,
-                batch_size=data["batch_size"],
-                workers=data["workers"],
-                cache=data["cache"],
-            )
-            for backbone, own_seed in members
-        ]
-        return PatchCoreEnsemble(made) if len(made) > 1 else made[0]
-
-    make_detector()  # so that settings that cannot work are refused before a folder is made
-    settings = detector | {
-        "data": data["data_path"].resolve().name,  # its name only: the same in a container as outside
-        "seed": seed,
-        "mask_rule": mask_rule,
-        "precision": network["precision"],
-        "backbones": [[b.name, b.layers, b.weights, b.fingerprint, own_seed] for b, own_seed in members],
-    }
     outputs = Outputs(save_patchcore_model, save_predictions, save_segmentation_images, mask_rule)
-    with run_folder(results_path, log_project, log_group, resume=resume) as folder:
-        results = Results(folder, settings, resume=resume)
-        train(categories, make_detector, results, outputs)
-    _report(results, outputs)
+    runs = []
+    for (resize, imagesize), group in zip(data["sizes"], groups, strict=True):
+        size = {"resize": 256 if resize is None else resize, "imagesize": 224 if imagesize is None else imagesize}
+        detector = size | made_with
+        read = {"batch_size": data["batch_size"], "workers": data["workers"]}
+        cached, searching = data["cached"], network["faiss_num_workers"]
+        make = NewDetector(networks, detector | read, cached=cached, search_threads=searching, backbones=backbones)
+        pixels = math.prod(make().transform.size)  # and settings that cannot work are refused before a folder is made
+        settings = detector | {
+            "data": data["data_path"].resolve().name,  # its name only: the same in a container as outside
+            "seed": seed,
+            "mask_rule": mask_rule,
+            "precision": network["precision"],
+            "backbones": [
+                [b.name, b.layers, b.weights, b.fingerprint, n.seed] for b, n in zip(backbones, networks, strict=True)
+            ],
+        }
+        runs.append((group, make, settings, pixels))
+    with ExitStack() as stack:
+        trainings = []
+        for group, make, settings, _ in runs:
+            folder = stack.enter_context(run_folder(results_path, log_project, group, resume=resume))
+            trainings.append(Training(categories, make, Results(folder, settings, resume=resume), outputs))
+        with _reported([training.results for training in trainings], outputs):
+            if not isinstance(executor, Here):  # what takes longest first, so that all end at about the same time
+                trainings = [trainings[i] for i in sorted(range(len(runs)), key=lambda i: -runs[i][3])]
+            train_all(trainings, executor=executor)
 
 
 def _members(network: dict, seed: int) -> list[tuple[str, int, tuple[str, ...], str | None]]:
@@ -459,29 +554,37 @@ def _check_size(path: Path, resize: int | tuple[int, int] | None, imagesize: int
 @load_and_evaluate_patchcore.result_callback()
 @_sentence
 def _evaluate(
-    collected, results_path, gpu, seed, save_segmentation_images, save_predictions, resume, mask_rule
+    collected, results_path, gpu, seed, save_segmentation_images, save_predictions, resume, mask_rule,
+    jobs, scheduler, threads,
 ):  # fmt: skip
     steps = _steps(collected, ("patch_core_loader", "dataset"))
     device = _device(gpu)
+    executor = _executor(jobs, scheduler, threads, device)
     loader, data = steps["patch_core_loader"], steps["dataset"]
-    _set_up_faiss(loader, device)
+    _check_faiss(loader, device)
     categories = _categories(data)
 
-    def open_model(path: Path) -> Detector:
-        weights = loader["weights"]
-        weights = weights[0] if len(weights) == 1 else weights or None
-        detector = load_detector(path, weights, data["resize"], bits=data["bits"], device=device)
-        for member in detector.members:
-            member.batch_size, member.workers, member.cache = data["batch_size"], data["workers"], data["cache"]
-        return detector
-
+    if len(data["sizes"]) > 1:
+        raise SettingsError(f"{len(data['sizes'])} image sizes: a model has one, so give it once, or leave it out")
+    resize, imagesize = data["sizes"][0]
+    weights = [_weights_file(one) for one in loader["weights"]]
+    open_model = SavedDetector(
+        weights[0] if len(weights) == 1 else tuple(weights) or None,
+        resize,
+        data["bits"],
+        device,
+        data["batch_size"],
+        data["workers"],
+        data["cached"],
+        loader["faiss_num_workers"],
+    )
     for path in loader["patch_core_paths"]:  # before any work is done
-        _check_size(path, data["resize"], data["imagesize"])
-        load_transform(path, data["resize"], bits=data["bits"])
+        _check_size(path, resize, imagesize)
+        load_transform(path, resize, bits=data["bits"])
     settings = {
         "models": [str(path) for path in loader["patch_core_paths"]],
         "data": data["data_path"].resolve().name,
-        "resize": data["resize"],
+        "resize": resize,
         "bits": data["bits"],
         "weights": loader["weights"],
         "mask_rule": mask_rule,
@@ -489,5 +592,5 @@ def _evaluate(
     outputs = Outputs(False, save_predictions, save_segmentation_images, mask_rule)
     with evaluation_folder(results_path) as folder:
         results = Results(folder, settings, resume=resume)
-        evaluate_models(categories, loader["patch_core_paths"], open_model, results, outputs)
-    _report(results, outputs)
+        with _reported([results], outputs):
+            evaluate_models(categories, loader["patch_core_paths"], open_model, results, outputs, executor=executor)

@@ -549,20 +549,18 @@ class PatchCore:
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
         passing, found, start = _Passing(), [], 0
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
-        maps = self._feature_maps(samples, "score images", notes, line, passing)
-        for chunks, count in self._images_of(self.embedding.each(maps, self.tiling_)):
-            compared = self._compare(chunks, count, strangest=int(self.reweight > 0))
-            scores, maps, patches = self._scored(compared)
-            for i in range(count):
-                number = start + i
-                if self.calibration_ is None or scores[i] > self.calibration_.look.value:
+        scores = np.empty(len(samples), dtype=np.float32)
+        maps = np.empty((len(samples), *self.transform.size), dtype=np.float32)
+        features = self._feature_maps(samples, "score images", notes, line, passing)
+        for chunks, count in self._images_of(self.embedding.each(features, self.tiling_)):
+            compared, here = self._compare(chunks, count, strangest=int(self.reweight > 0)), slice(start, start + count)
+            scores[here], maps[here], patches = self._scored(compared)
+            for i, number in enumerate(range(start, start + count)):
+                if self.calibration_ is None or scores[number] > self.calibration_.look.value:
                     own = None if compared.rows is None else compared.rows.view(count, -1, compared.rows.shape[1])[i]
                     rows = partial(self._rows_of, passing.images[i], own)
-                    found += self._places(number, passing.images[i], rows, maps[i], patches[i], sizes[number])
-            parts.append((scores, maps))
-            start += len(scores)
-        scores, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                    found += self._places(number, passing.images[i], rows, maps[number], patches[i], sizes[number])
+            start += count
         remarks = self._remarks(passing.values, sizes, samples, notes)
         return Predictions(
             scores=scores,

@@ -5,7 +5,8 @@
     ├── DataError               a folder, image or mask that cannot be used     (also a ValueError)
     ├── WeightsError            network weights not found or not usable         (also a RuntimeError)
     ├── ModelError              a saved model that cannot be opened or used     (also a RuntimeError)
-    └── ResultsError            a results folder that cannot be written or read (also an OSError)
+    ├── ResultsError            a results folder that cannot be written or read (also an OSError)
+    └── JobsError               jobs that were not done, or no place to do them
 
 Each message is one sentence: what is wrong, with the value or the file, and what to do about it.
 """
@@ -43,6 +44,10 @@ class WeightsError(KitError, RuntimeError):
 
 class ModelError(KitError, RuntimeError):
     """A saved model that cannot be opened, or not with these settings."""
+
+
+class JobsError(KitError):
+    """Jobs that were not done, or no place to do them."""
 
 
 class ResultsError(KitError, OSError):

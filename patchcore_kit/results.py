@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Results:
         self.settings = json.loads(json.dumps(settings))
         self.rows: dict[str, dict] = {}
         self.defects = pd.DataFrame()
+        self._order: list[str] = []
         self._believed: set[str] = set()
         table = folder / "results.csv"
         if resume and (table.exists() or self._settings_file.exists()):
@@ -105,22 +106,28 @@ class Results:
                 "give the same settings, another folder (--log_group of a training run), or no --resume"
             )
 
+    def made_from(self, name: str) -> str | None:
+        """What a row that is there was made from; None if there is none to keep, which it says if it was changed."""
+        if name in self.rows and name not in self._believed:
+            LOGGER.warning("%s: its row was changed, or is an earlier version's, so it is made anew", name)
+        return str(self.rows[name].get("made_from") or "") if name in self._believed else None
+
     def current(self, name: str, made_from: str, outputs: Collection[str] = ()) -> bool:
         """Whether a row is there, made from the same, with these outputs beside it; says so if it is too old."""
-        row = self.rows.get(name)
-        if row is None:
-            return False
-        if name not in self._believed:
-            LOGGER.warning("%s: its row was changed, or is an earlier version's, so it is made anew", name)
-        elif row.get("made_from") != made_from:
-            LOGGER.warning("%s: its images, masks or model have changed since, so it is made anew", name)
-        else:
-            return set(outputs) <= self.outputs(name)
-        return False
+        return is_current(name, self.made_from(name), made_from) and set(outputs) <= self.outputs(name)
 
     def outputs(self, name: str) -> set[str]:
         """What was written beside a row."""
         return set(str(self.rows.get(name, {}).get("outputs") or "").split())
+
+    def expect(self, names: Collection[str]) -> None:
+        """The rows to come, in this order, behind those that are there, whichever is added first."""
+        self._order = [*self.rows, *(name for name in names if name not in self.rows)]
+
+    def _sorted(self, names: Iterable[str]) -> list[int]:
+        """The order of names, as numbers; those that were not expected come last."""
+        places = [self._order.index(name) if name in self._order else len(self._order) for name in names]
+        return np.argsort(places, kind="stable").tolist()
 
     def add(
         self,
@@ -134,12 +141,14 @@ class Results:
         """Add or replace a row, and those of its kinds of defect (`Predictions.by_defect`), and rewrite the files."""
         theirs = {column: cell for column, cell in self.rows.get(name, {}).items() if column not in (*NUMBERS, *TEXTS)}
         self.rows[name] = theirs | dict(row) | {"outputs": " ".join(outputs), "made_from": made_from}
+        names = list(self.rows)
+        self.rows = {names[i]: self.rows[names[i]] for i in self._sorted(names)}
         self._believed.add(name)
         others = self.defects[self.defects.index != name]
         if defects is not None and len(defects):
             defects = defects.reset_index().assign(**{NAMES: name}).set_index(NAMES)
             others = pd.concat([others, defects]) if len(others) else defects
-        self.defects = others
+        self.defects = others.iloc[self._sorted(others.index)]
         self.begin()
         if len(self.defects):
             with writing(self.folder / "defects.csv") as temporary:
@@ -150,13 +159,8 @@ class Results:
             cells.assign(checksum=checksums).to_csv(temporary)
 
     def begin(self) -> None:
-        """Record the settings: before anything else is written, so that what is found later can be told apart."""
-        text = json.dumps(self.settings, indent=2) + "\n"
-        with suppress(OSError, ValueError):
-            if read_json(self._settings_file) == self.settings:
-                return
-        with writing(self._settings_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        """See `record`."""
+        record(self.folder, self.settings)
 
     def table(self) -> pd.DataFrame:
         """One row per category, then `Mean`: of each metric and cost, over the categories where it is defined.
@@ -177,6 +181,23 @@ class Results:
                 means[ends[0]], means[ends[1]] = mean_interval(*known.to_numpy().T)
         table.loc["Mean", means.index] = means
         return table
+
+
+def record(folder: Path, settings: Mapping) -> None:
+    """Write the settings of a run: before anything else of it, so that what is found later can be told apart."""
+    path = folder / "settings.json"
+    with suppress(OSError, ValueError):
+        if read_json(path) == settings:
+            return
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def is_current(name: str, before: str | None, made_from: str) -> bool:
+    """Whether what a row was made from, if there is one to keep, is the same now; says so if it is not."""
+    if before not in (None, made_from):
+        LOGGER.warning("%s: its images, masks or model have changed since, so it is made anew", name)
+    return before == made_from
 
 
 def _cells(text: str) -> pd.DataFrame:

@@ -254,7 +254,8 @@ def test_empty_category(data, tmp_path):
 def test_corrupt_and_truncated_images(data, tmp_path, keep):
     image = data / "pill/train/good/003.png"
     image.write_bytes(image.read_bytes()[:keep])
-    refused(tmp_path, f"cannot read image {image}", *train_args(tmp_path / "results", data))
+    args = train_args(tmp_path / "results", data, dataset=[*SIZE, "-d", "pill"])
+    refused(tmp_path, f"cannot read image {image}", *args)
 
 
 def test_a_damaged_test_image_leaves_no_part_of_its_category(data, tmp_path):

@@ -19,6 +19,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMPOSE = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text(encoding="utf-8"))
+CLUSTER = yaml.safe_load((REPOSITORY / "docker-compose.cluster.yaml").read_text(encoding="utf-8"))
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 BASE = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE).group(1)
 STAND_IN = "python:3.11-slim-bookworm"  # for an engine that has it and cannot get BASE
@@ -169,6 +170,32 @@ def test_notebooks_write_to_their_folders_only():
     assert {"notebooks", ".cache", *yours} == FOLDERS
     made = re.search(r"for folder in /work (.*);", COMPOSE["services"]["folders"]["command"][-1]).group(1)
     assert made.split() == sorted(FOLDERS)
+
+
+@pytest.mark.parametrize("service", ["scheduler", "worker"])
+def test_a_cluster_is_given_no_more_than_the_notebooks(service):
+    given = CLUSTER["services"][service]
+    for name in ("build", "user", "read_only", "cap_drop", "security_opt", "pids_limit", "mem_limit", "init"):
+        assert given[name] == LAB[name], name
+    for name in ("volumes", "tmpfs", "stop_grace_period"):
+        assert given[name] == LAB[name], name
+    assert not {"cap_add", "privileged", "network_mode"} & set(given)
+    known = {*COMPOSE["services"]["jupyter"], "command"}
+    assert set(given) <= known
+
+
+def test_no_other_computer_reaches_the_cluster():
+    """Of all its ports the dashboard alone is published, and to this computer only."""
+    services = CLUSTER["services"]
+    assert services["scheduler"]["ports"] == ["127.0.0.1:${DASHBOARD_PORT:-8787}:8787"]
+    assert "ports" not in services["worker"]
+    assert services["jupyter"]["environment"] == {"DASK_SCHEDULER_ADDRESS": "tcp://scheduler:8786"}
+    assert services["worker"]["command"][2] == "tcp://scheduler:8786"
+    text = (REPOSITORY / "docker-compose.cluster.yaml").read_text(encoding="utf-8")
+    header, body = text.split("\nx-", 1)
+    known = (REPOSITORY / "docker-compose.yaml").read_text(encoding="utf-8").partition("\nx-")[0]
+    for name, default in set(re.findall(r"\$\{(\w+):-(.*?)\}", body)):
+        assert f" {name}={default} " in header + known, name
 
 
 def refusal(monkeypatch, **settings: str) -> str:
@@ -347,8 +374,9 @@ def test_the_readmes_commands(student):
     pages = ("README.md", "docs/setup.md")
     readme = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in pages)
     commands = re.findall(r"^```sh\n((?:docker|printf) .*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    assert len(commands) == 4
+    assert len(commands) == 5
     script = "".join(commands).replace("gpu.yaml up", "gpu.yaml config")
+    script = script.replace("cluster.yaml up --scale worker=2", "cluster.yaml config")  # it has a test of its own
     script = script.replace("compose up\n", "compose up --detach --wait\n")
     done = subprocess.run(
         ["bash", "-ec", script],
@@ -475,6 +503,41 @@ def test_a_task_runs_and_its_results_belong_to_the_student_and_outlive_the_conta
     for path in results:
         read = f"print(open('/work/{path.relative_to(student.folder)}').read(), end='')"
         assert student.inside("python", "-c", read).encode() == results[path]
+
+
+@pytest.mark.docker
+def test_a_cluster_does_task_7(student):
+    """Two workers and a scheduler beside the notebooks, whose environment leads task 7 to them."""
+    files = ("-f", "docker-compose.yaml", "-f", "docker-compose.cluster.yaml")
+    student.environment["DASHBOARD_PORT"] = str(free_port())
+    try:
+        student.compose(*files, "up", "--detach", "--build", "--wait", "--scale", "worker=2", timeout=3600)
+        count = """
+from distributed import Client
+with Client("tcp://scheduler:8786", timeout=30) as client:
+    client.wait_for_workers(2, timeout=60)
+    print(*client.run(__import__("os").uname).values())
+"""
+        assert student.inside("python", "-c", count).count("posix.uname_result") == 2
+        dashboard = f"http://127.0.0.1:{student.environment['DASHBOARD_PORT']}"
+        assert status(f"{dashboard}/status") == 200
+        check_nobody_else(int(student.environment["DASHBOARD_PORT"]))
+        execute = ["jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", "experiments/executed"]
+        student.inside(*execute, "notebooks/task7_image_size.ipynb", PATCHCORE_SMALL="1")
+        tables = list((student.folder / "experiments/step7").glob("*/results.csv"))
+        assert len(tables) == 4
+        assert all(table.read_text(encoding="utf-8").count("\nmvtec_") == 3 for table in tables)
+        assert student.owners() == {student.uid}
+        count = """
+from distributed import Client
+with Client("tcp://scheduler:8786", timeout=30) as client:
+    print(client.run_on_scheduler(lambda dask_scheduler: sum(t[2] == "memory" for t in dask_scheduler.transition_log)))
+"""
+        assert student.inside("python", "-c", count) == "12\n"  # three categories at four sizes
+    finally:
+        student.compose(*files, "down", check=False)
+        student.environment.pop("DASHBOARD_PORT")
+        student.up()
 
 
 @pytest.mark.docker

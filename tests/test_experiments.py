@@ -99,6 +99,18 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, categories, 
     assert (tmp_path / "models/mvtec_pill/patchcore_kit.npz").stat().st_mtime_ns == before
 
 
+def test_rows_stand_in_their_order_whichever_comes_first(tmp_path):
+    Results(tmp_path, SETTINGS).add("mvtec_z", row(0.5))
+    results = Results(tmp_path, SETTINGS, resume=True)
+    results.expect(["mvtec_a", "mvtec_b", "mvtec_c"])
+    defects = pd.DataFrame({"images": [3]}, index=pd.Index(["dent"], name="defect"))
+    for name in ("mvtec_c", "mvtec_other", "mvtec_a", "mvtec_b"):
+        results.add(name, row(0.9), defects)
+    named = ["mvtec_a", "mvtec_b", "mvtec_c", "mvtec_other"]
+    assert pk.read_results(tmp_path / "results.csv").index.tolist() == ["mvtec_z", *named, "Mean"]
+    assert pk.read_results(tmp_path / "defects.csv").index.tolist() == named
+
+
 def test_resuming_makes_what_was_not_asked_for_before(tmp_path, categories, make_detector):
     train(categories[:1], make_detector, Results(tmp_path, SETTINGS), Outputs(), progress=False)
     outputs = Outputs(models=True, predictions=True, images=True)

@@ -29,10 +29,11 @@ def test_pipfile_and_lock_hold_what_the_package_asks_for():
     pipfile = tomllib.loads((REPOSITORY / "Pipfile").read_text())
     lock = json.loads((REPOSITORY / "Pipfile.lock").read_text())
 
-    asked = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["workshop"]]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(line) for line in project["dependencies"] + extras["workshop"] + extras["cluster"]]
     names = [canonicalize_name(requirement.name) for requirement in asked]
     assert sorted(names) == sorted(map(canonicalize_name, pipfile["packages"]))
-    assert set(project["optional-dependencies"]) == {"workshop"}
+    assert set(extras) == {"workshop", "cluster"}
     every = [*names, *map(canonicalize_name, pipfile["dev-packages"])]
     assert len(every) == len(set(every))
 

@@ -103,6 +103,24 @@ def test_arguments_are_as_typed():
     )
 
 
+def test_arguments_for_many_jobs():
+    sizes = {"resize": [128, 256], "imagesize": [112, 224], "log_group": ["a", "b"]}
+    args = get_train_args("data", ["bottle"], **sizes, save_models=False, jobs=4)
+    assert " ".join(args) == (
+        "--seed 0 --log_project step1 --log_group a --log_group b --jobs 4 experiments patch_core -b wideresnet50 "
+        "-le layer2 -le layer3 sampler -p 0.1 approx_greedy_coreset dataset --resize 128 --imagesize 112 "
+        "--resize 256 --imagesize 224 -d bottle mvtec data"
+    )
+    args = get_evaluate_args("data", ["bottle"], ["a"], resize=None, scheduler="tcp://host:8786")
+    assert " ".join(args) == (
+        "--seed 0 --scheduler tcp://host:8786 --save_predictions evaluation patch_core_loader -p a "
+        "dataset -d bottle mvtec data"
+    )
+    for resize, imagesize in (([128, 256], 224), ([150, 750], 224), (256, [112, 224])):
+        with pytest.raises(pk.SettingsError, match="give lists of one length, or a pair"):
+            get_train_args("data", ["bottle"], resize=resize, imagesize=imagesize)
+
+
 def test_arguments_are_put_back():
     before = list(sys.argv)
     with pytest.raises(KeyError), commandline_args("a", "b"):

@@ -151,6 +151,20 @@ def test_sizes_come_back_in_one_table(work):
             utils.train_at_sizes(data, ["pill"], sizes, **options)
 
 
+@pytest.mark.long
+def test_sizes_that_are_trained_at_once(work):
+    data, _ = utils.start()
+    options = {"backbone": "starter", "percentage": 0.05}
+    tables = [
+        utils.train_at_sizes(data, ["pill", "weave"], [56, 112], project=f"with_{jobs}", jobs=jobs, **options)
+        for jobs in (None, 2)
+    ]
+    same = ["category", "size", "bank_rows", "weights"]
+    pd.testing.assert_frame_equal(*(table[same] for table in tables))
+    one, other = (table["instance_auroc"].to_numpy() for table in tables)
+    assert one == pytest.approx(other, abs=1e-3)  # threads differ, and so does rounding
+
+
 def test_results_lie_by_data_and_settings(work, sample_root, capsys):
     """Another size, other data: each has a folder, which is found again, and the later tasks choose."""
     data, _ = utils.start()
@@ -227,6 +241,8 @@ WRONG = {
     "GOOD": {5: "the name of a folder"},
     "DEVICE": {None: "a name"},
     "DIGITS": {-1: "whole number from 0", "3": "whole number"},
+    "JOBS": {0: "whole number from 1", "2": "whole number"},
+    "SCHEDULER": {8786: "an address, as 'tcp://host:8786'"},
 }
 
 
@@ -235,6 +251,7 @@ def test_parameters_of_the_wrong_kind(name, work):
     data, _ = utils.start()
     right = {"CATEGORIES": ["pill"], "CATEGORY": "", "SIZES": [112], "METRIC": "alarm_missed", "BACKBONE": "starter"}
     right |= {"METRICS": ["full_pro"], "LAYERS": ("layer2",), "PERCENTAGE": 0.1, "N": np.int64(5), "DIGITS": 0}
+    right |= {"JOBS": None, "SCHEDULER": None}
     utils.check_parameters(data, **right)
     for value, said in WRONG[name].items():
         with pytest.raises(pk.SettingsError, match=said) as caught:
