@@ -116,19 +116,20 @@ def draw(found: dict, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def quality(category: pk.Category, weights: str) -> pd.DataFrame:
+def quality(category: pk.Category, weights: str, resize: int | tuple[int, int]) -> pd.DataFrame:
     """The category's own images: banks of the same size by the exact greedy choice and by a stream."""
     backbone, rows = pk.load_backbone("resnet18", weights=weights), []
-    exact = pk.PatchCore(backbone, progress=False).fit(category.train)
+    settings = {"resize": resize, "progress": False}
+    exact = pk.PatchCore(backbone, **settings).fit(category.train)
     patches = coreset.project(pk.embed(backbone, pk.load_images(category.train, exact.transform)), 128)
     row = cover.Room.of(10**9, 1024, 128, "float32").size / 10**9
     for share in (1.0, 0.1):
         size = max(cover.FEWEST, int(len(exact.bank_) * share))
         memory = size / row * 1.0001
         for scoring in ("distance", "density"):
-            streamed = pk.PatchCore(backbone, scoring=scoring, progress=False).fit(category.train, memory=memory)
+            streamed = pk.PatchCore(backbone, scoring=scoring, **settings).fit(category.train, memory=memory)
             k = len(streamed.bank_)
-            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(patches), scoring=scoring, progress=False)
+            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(patches), scoring=scoring, **settings)
             for name, detector in (("exact", same.fit(category.train)), ("stream", streamed)):
                 found = pk.evaluate(detector.predict(category.test))
                 rows.append({
@@ -154,8 +155,11 @@ def radius(detector: pk.PatchCore, patches: "np.ndarray") -> float:
 @click.option("--memory", default="1.5GB", show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), help="Where to draw.")
 @click.option("--quality", "how_good", is_flag=True, help="Measure what a stream loses instead.")
+@click.option("--squeezed", is_flag=True, help="Whole images at 224x224, with --quality.  [default: 256, 224 of it]")
 @click.option("--one", is_flag=True, hidden=True, help="Measure what standard input says.")
-def main(data: Path, category: str, images: int, memory: str, plot: Path, how_good: bool, one: bool) -> None:
+def main(
+    data: Path, category: str, images: int, memory: str, plot: Path, how_good: bool, squeezed: bool, one: bool
+) -> None:
     if one:
         click.echo(json.dumps(stream(json.load(sys.stdin))))
         return
@@ -163,7 +167,8 @@ def main(data: Path, category: str, images: int, memory: str, plot: Path, how_go
         weights = str(weights_file("resnet18", Path(folder))[0])
         if how_good:
             chosen = choose_category(data, category)[1]
-            click.echo(f"{chosen.name}, resnet18\n\n{quality(chosen, weights).to_string(index=False)}")
+            resize = (224, 224) if squeezed else 256
+            click.echo(f"{chosen.name}, resnet18\n\n{quality(chosen, weights, resize).to_string(index=False)}")
             return
         task = {
             "data": data and str(data),

@@ -202,8 +202,10 @@ def check(ctx, folder, as_json):
     "--layers", multiple=True, metavar="NAME", help="A layer of it, as often as needed.  [default: by network]"
 )
 @click.option(
-    "--size", type=click.IntRange(min=1), default=256, show_default=True, help="Shorter side it sees, pixels."
+    "--size", type=click.IntRange(min=1), help="Shorter side it sees, pixels.  [default: 256; with --tile all]"
 )
+@click.option("--tile", type=click.IntRange(min=1), metavar="N", help="Cut larger photographs into tiles of N pixels.")
+@click.option("--memory", metavar="SIZE", help="Learn in so much memory, as 2GB.  [default: all photographs at once]")
 @click.option("--percentage", type=float, default=0.1, show_default=True, help="Share of the patches that are kept.")
 @click.option("--alarm-rate", type=float, default=0.05, show_default=True, help="Share of good ones not called good.")
 @click.option("--contamination", type=float, default=0.0, show_default=True, help="Share that may be bad themselves.")
@@ -212,7 +214,8 @@ def check(ctx, folder, as_json):
 @click.option("--force", is_flag=True, help="Replace a model that is there.")
 @_sentence
 def fit(
-    folder, model, backbone, weights, layers, size, percentage, alarm_rate, contamination, seed, gpu, force
+    folder, model, backbone, weights, layers, size, tile, memory, percentage, alarm_rate, contamination, seed, gpu,
+    force,
 ):  # fmt: skip
     """Learn from good photographs: those of FOLDER, or of its train/good. The model becomes the folder MODEL.
 
@@ -229,10 +232,15 @@ def fit(
     from patchcore_kit.transforms import whole_resize
 
     network = load_backbone(backbone, layers or LAYERS.get(backbone, DEFAULT_LAYERS), weights, _device(gpu), seed)
+    if tile:
+        resize = whole_resize(samples, size, multiple=network.stride, longest=2**15)
+    else:
+        resize = whole_resize(samples, size or 256, multiple=getattr(network, "multiple", 8))
     detector = PatchCore(
         network,
         percentage=percentage,
-        resize=whole_resize(samples, size, multiple=getattr(network, "multiple", 8)),
+        resize=resize,
+        tile=tile,
         seed=seed,
         scoring="density",
         alarm_rate=alarm_rate,
@@ -240,7 +248,7 @@ def fit(
         progress=sys.stderr.isatty(),
     )
     _imported()
-    detector.fit(samples).save(model)
+    detector.fit(samples, memory=memory).save(model)
     for line in _learnt(detector):
         click.echo(line)
     click.echo(f"model: {model}")

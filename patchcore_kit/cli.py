@@ -39,6 +39,7 @@ from patchcore_kit.progress import in_notebook
 from patchcore_kit.reference_format import prefixes, read_settings
 from patchcore_kit.results import Results
 from patchcore_kit.scoring import SCORINGS
+from patchcore_kit.streaming import in_bytes
 from patchcore_kit.transforms import MASK_RULES
 
 SHOWN = (
@@ -223,6 +224,17 @@ def _reported(tables: Sequence[Results], outputs: Outputs) -> Iterator[None]:
     type=click.IntRange(8, 32),
     help="Of 16-bit images' values.  [default: by the largest of the training images, or the model's]",
 )
+@click.option(
+    "--tile", type=Size(), help="Cut larger images: a tile's side in pixels, or tiles down x across.  [default: whole]"
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    help="Pixels that tiles have in common.  [default: 128, of smaller ones a third]",
+)
+@click.option(
+    "--aligned", is_flag=True, help="Parts lie alike in all images: compare each tile with its own place alone."
+)
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--num_workers", type=click.IntRange(min=0), help="Threads that read images.  [default: one per core]")
 @click.option("--no_image_cache", is_flag=True, help="Do not keep resized images for the next run.")
@@ -241,8 +253,15 @@ def _reported(tables: Sequence[Results], outputs: Outputs) -> Iterator[None]:
     expose_value=False,
     callback=_only(False, "it has no effect in the reference either"),
 )
-def dataset(data_path, subdatasets, resize, imagesize, bits, batch_size, num_workers, no_image_cache):
+def dataset(
+    data_path, subdatasets, resize, imagesize, bits, tile, overlap, aligned, batch_size, num_workers, no_image_cache
+):
     """Which images, and at what size."""
+    if tile is None and (overlap is not None or aligned):
+        raise click.UsageError(f"{'--aligned' if aligned else '--overlap'} is for tiles: give --tile as well")
+    if tile is not None and (imagesize or any(isinstance(one, int) for one in resize)):
+        raise click.UsageError("--tile shows images whole: give --resize as height x width, or leave it out")
+    cut = {"tile" if isinstance(tile, int) else "tiles": tile, "overlap": overlap}
     return {
         "step": "dataset",
         "data_path": data_path,
@@ -252,6 +271,7 @@ def dataset(data_path, subdatasets, resize, imagesize, bits, batch_size, num_wor
         "batch_size": batch_size,
         "workers": num_workers if num_workers is None else max(1, num_workers),  # 0: the reference's word for none
         "cached": not no_image_cache,
+        "cut": cut | {"aligned": aligned} if tile is not None else {},
     }
 
 
@@ -417,9 +437,12 @@ def patch_core(**options):
 @run_patchcore.command("sampler")
 @click.argument("name", metavar=f"[{'|'.join(SAMPLERS)}]")
 @click.option("--percentage", "-p", type=float, default=0.1, show_default=True)
-def sampler(name, percentage):
+@click.option(
+    "--memory", metavar="SIZE", help="Let patches stream by, in so much memory, as 2GB.  [default: all at once]"
+)
+def sampler(name, percentage, memory):
     """Which patches the memory bank keeps."""
-    return {"step": "sampler", "sampler": name, "percentage": percentage}
+    return {"step": "sampler", "sampler": name, "percentage": percentage, "memory": memory}
 
 
 run_patchcore.add_command(dataset)
@@ -435,6 +458,7 @@ def _train(
     device = _device(gpu)
     executor = _executor(jobs, scheduler, threads, device)
     network, choice, data = steps["patch_core"], steps["sampler"], steps["dataset"]
+    memory = in_bytes(choice["memory"]) if choice["memory"] else None
     _check_faiss(network, device)
     groups = _groups(log_group, data["sizes"])
     categories = _categories(data)
@@ -454,12 +478,13 @@ def _train(
         "search": network["search"],
         "storage": network["storage"],
         "bits": data["bits"],
-        **choice,
+        **{name: value for name, value in choice.items() if name != "memory"},
     }
     outputs = Outputs(save_patchcore_model, save_predictions, save_segmentation_images, mask_rule)
     runs = []
     for (resize, imagesize), group in zip(data["sizes"], groups, strict=True):
         size = {"resize": 256 if resize is None else resize, "imagesize": 224 if imagesize is None else imagesize}
+        size |= {"resize": resize} | data["cut"] if data["cut"] else {}
         detector = size | made_with
         read = {"batch_size": data["batch_size"], "workers": data["workers"]}
         cached, searching = data["cached"], network["faiss_num_workers"]
@@ -470,6 +495,7 @@ def _train(
             "seed": seed,
             "mask_rule": mask_rule,
             "precision": network["precision"],
+            **({"memory": memory} if memory else {}),
             "backbones": [
                 [b.name, b.layers, b.weights, b.fingerprint, n.seed] for b, n in zip(backbones, networks, strict=True)
             ],
@@ -566,6 +592,8 @@ def _evaluate(
 
     if len(data["sizes"]) > 1:
         raise SettingsError(f"{len(data['sizes'])} image sizes: a model has one, so give it once, or leave it out")
+    if data["cut"]:
+        raise SettingsError("--tile is for training: a model knows its tiles, leave it out")
     resize, imagesize = data["sizes"][0]
     weights = [_weights_file(one) for one in loader["weights"]]
     open_model = SavedDetector(

@@ -41,7 +41,7 @@ from patchcore_kit.reasons import Evidence
 from patchcore_kit.scoring import SCORINGS, draw_maps
 from patchcore_kit.streaming import available
 from patchcore_kit.suspects import spread
-from patchcore_kit.tiles import OVERLAP, Cut, Tiling
+from patchcore_kit.tiles import Cut, Tiling
 from patchcore_kit.transforms import Transform, look_over, normalise, read_batches, whole_resize
 
 LOGGER = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class PatchCore:
         bits: int | None = None,
         tile: int | None = None,
         tiles: tuple[int, int] | None = None,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         aligned: bool = False,
         batch_size: int = 8,
         workers: int | None = None,

@@ -50,10 +50,15 @@ class PatchCoreEnsemble:
         """How the members see images."""
         return self.members[0].transform
 
-    def fit(self, images: Images) -> "PatchCoreEnsemble":
-        """Fit every member. Raises as `PatchCore.fit`."""
-        samples = as_samples(images)
-        notes = Notes()
+    def fit(
+        self, images: Images, *, memory: str | float | None = None, checkpoint: Path | str | None = None
+    ) -> "PatchCoreEnsemble":
+        """Fit every member, one after the other, each in this memory; see `PatchCore.fit`, and raises as it does."""
+        samples, notes = as_samples(images), Notes()
+        if memory is not None or checkpoint is not None:
+            for number, member in enumerate(self.members):
+                member.fit(samples, memory=memory, checkpoint=checkpoint and Path(checkpoint) / str(number))
+            return self
         for member in self.members:
             with line_of(member.progress, f"fit on {images_of(samples)}") as line:
                 member._fit(samples, notes, line)

@@ -4,6 +4,7 @@ RESULTS/results.csv, defects.csv, settings.json     see `results`
 RESULTS/models/mvtec_<category>/                    see `reference_format`
 RESULTS/predictions/mvtec_<category>.npz, .csv
 RESULTS/segmentation_images/mvtec_<category>/
+RESULTS/checkpoints/mvtec_<category>/               see `streaming`; goes when the category is done
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +47,7 @@ LOGGER = logging.getLogger(__name__)
 Detector = PatchCore | PatchCoreEnsemble
 
 MODELS, PREDICTIONS, PICTURES = "models", "predictions", "segmentation_images"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +406,11 @@ def _do(job: Job, place: Place, line: Line | None = None) -> Row | None:
         member.workers = member.workers or place.threads
     if job.fit:
         started = time.perf_counter()
-        detector.fit(job.category.train)
+        memory = job.settings.get("memory")
+        checkpoint = memory and job.folder / CHECKPOINTS / job.name
+        if memory:
+            _begin(job, place)
+        detector.fit(job.category.train, memory=memory, checkpoint=checkpoint)
         costs["fit_seconds"] = time.perf_counter() - started
         if kept.models:
             _begin(job, place)
@@ -425,6 +432,10 @@ def _do(job: Job, place: Place, line: Line | None = None) -> Row | None:
     else:
         metrics, defects = dict.fromkeys((*COLUMNS, *INTERVALS)), None
         metrics |= {"mask_rule": kept.mask_rule, "undefined": "all metrics: no test images"}
+    if job.fit and memory:
+        shutil.rmtree(checkpoint)
+        with suppress(OSError):  # another category's is there
+            checkpoint.parent.rmdir()
     costs["peak_mb"] = _peak_memory()
     weights = ", ".join(printable(member.backbone.weights) for member in detector.members)
     numbers = metrics | dict.fromkeys(COSTS) | costs | {"weights": weights}

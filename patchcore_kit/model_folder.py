@@ -19,7 +19,6 @@ from patchcore_kit.files import user_path, writing
 from patchcore_kit.growth import HeldOut, Reserve
 from patchcore_kit.notes import Notes
 from patchcore_kit.scoring import SCORINGS
-from patchcore_kit.tiles import OVERLAP
 from patchcore_kit.transforms import Transform
 
 LOGGER = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ def open_model(
             bits=bits,
             tile=extras.get("tile"),
             tiles=extras.get("tiles"),
-            overlap=extras.get("overlap", OVERLAP),
+            overlap=extras.get("overlap"),
             aligned=extras.get("aligned", False),
             progress=progress,
         )

@@ -18,14 +18,14 @@ import torch
 from patchcore_kit.backbones import Backbone
 from patchcore_kit.errors import SettingsError, whole_number
 
-OVERLAP = 128  # pixels: at half of it from a seam zeros beyond the border change the map by 2 % of its peak (bottle)
+OVERLAP = 128  # pixels, or a third of smaller tiles: with less, zeros beyond a tile's border show in the map
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """How images are cut: into square tiles of `tile` pixels, into `tiles` down and across, or, with neither, not.
 
-    overlap: pixels that neighbouring tiles have in common, at least.
+    overlap: pixels that neighbouring tiles have in common, at least; None: 128, of smaller tiles a third.
     aligned: whether parts lie alike in all images, so that the patches of each tile are compared with its own alone.
 
     Raises SettingsError for settings that cannot work.
@@ -33,7 +33,7 @@ class Cut:
 
     tile: int | None = None
     tiles: tuple[int, int] | None = None
-    overlap: int = OVERLAP
+    overlap: int | None = None
     aligned: bool = False
 
     def __post_init__(self):
@@ -45,7 +45,8 @@ class Cut:
             if not isinstance(self.tiles, list | tuple) or len(self.tiles) != 2:
                 raise SettingsError(f"tiles is {self.tiles!r}: give how many down and how many across, as in (2, 3)")
             object.__setattr__(self, "tiles", tuple(whole_number("tiles", n, 1) for n in self.tiles))
-        object.__setattr__(self, "overlap", whole_number("overlap", self.overlap, 0))
+        if self.overlap is not None:
+            object.__setattr__(self, "overlap", whole_number("overlap", self.overlap, 0))
         if self.aligned and not self:
             raise SettingsError("aligned is True, but there are no tiles to compare by: give tile or tiles")
 
@@ -54,15 +55,17 @@ class Cut:
 
     def along(self, axis: int, side: int, stride: int) -> tuple[int, list[int]]:
         """Of an axis of `side` pixels: how long a tile is, and where each begins; all multiples of the stride."""
+        own = self.tile or side // self.tiles[axis]
+        overlap = min(OVERLAP, own // 3) if self.overlap is None else self.overlap
         if self.tiles is not None:
             n = self.tiles[axis]
-            length = min(side, -(-(side + (n - 1) * self.overlap) // (n * stride)) * stride)
+            length = min(side, -(-(side + (n - 1) * overlap) // (n * stride)) * stride)
         else:
             length = min(side, self.tile)
-            step = (length - self.overlap) // stride * stride
+            step = (length - overlap) // stride * stride
             if length < side and step < stride:
                 raise SettingsError(
-                    f"tiles of {length} pixels that overlap by {self.overlap} do not get on: give larger ones, or a "
+                    f"tiles of {length} pixels that overlap by {overlap} do not get on: give larger ones, or a "
                     f"smaller overlap (the network's cells are {stride} pixels wide)"
                 )
             n = 1 if length == side else 1 - (length - side) // step

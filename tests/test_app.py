@@ -174,6 +174,18 @@ def test_fit_from_an_unsorted_folder_of_long_photographs(tmp_path, data):
     assert page.exit_code == 2 and (tmp_path / "page.html").is_file()
 
 
+def test_fit_in_tiles_and_in_little_memory(tmp_path, data):
+    model = tmp_path / "model"
+    done = run("fit", data / "pill/train/good", model, "--tile", "64", "--memory", "1GB")
+    assert done.exit_code == 0, done.output
+    detector = pk.PatchCore.load(model, progress=False)
+    assert detector.cut.tile == 64 and detector.transform.size == (128, 128), "as large as they are"
+    judged = run("predict", model, data / "pill/test")
+    assert judged.exit_code == 1 and len(lines(judged)) == 10
+    refused = run("fit", data / "pill/train/good", tmp_path / "other", "--tile", "60")
+    assert refused.exit_code == 2 and "tile is 60: it must be a multiple of" in refused.output
+
+
 def test_fit_names_suspects(tmp_path, data):
     folder = tmp_path / "good"
     shutil.copytree(data / "pill/train/good", folder)

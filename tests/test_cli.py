@@ -18,6 +18,7 @@ from patchcore_kit import reference_format as rf
 from patchcore_kit.cli import load_and_evaluate_patchcore, run_patchcore
 
 NETWORK = ["patch_core", "-b", "resnet18", "--weights", "random"]
+STARTER = ["patch_core", "-b", "starter"]
 SIZE = ["--resize", "72", "--imagesize", "64"]
 
 
@@ -85,6 +86,56 @@ def test_options_for_speed_and_memory_reach_the_model(sample_root, tmp_path, mon
         assert len(list((tmp_path / ".cache").rglob("*.image"))) == kept
         shutil.rmtree(tmp_path / "project")
         shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
+
+
+def test_tiles_and_streams_reach_the_model(sample_root, tmp_path):
+    options, few = ("--save_patchcore_model",), ("-p", "0.5", "--memory", "15MB", "approx_greedy_coreset")
+    dataset = ("--tile", "64", "--overlap", "16", "--aligned", "-d", "pill")
+    run(run_patchcore, *train_args(tmp_path / "a", sample_root, options=options, network=STARTER, dataset=dataset))
+    detector = pk.load_detector(tmp_path / "a/project/group/models/mvtec_pill", progress=False)
+    assert (detector.cut.tile, detector.cut.overlap, detector.cut.aligned) == (64, 16, True)
+    with Image.open(next((sample_root / "pill/train/good").iterdir())) as image:
+        assert detector.transform.size == image.size[::-1], "as large as they are"
+    dataset = ("--tile", "1x2", "--resize", "64x96", "-d", "pill")
+    args = train_args(tmp_path / "b", sample_root, options=options, network=STARTER, sampler=few, dataset=dataset)
+    run(run_patchcore, *args)
+    folder = tmp_path / "b/project/group"
+    detector = pk.load_detector(folder / "models/mvtec_pill", progress=False)
+    assert (detector.cut.tiles, detector.cut.overlap, detector.transform.size) == ((1, 2), None, (64, 96))
+    assert len(detector.bank_) == 8 * 96 // 2
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "dataset, sampler, said",
+    [
+        (["--overlap", "16", *SIZE], [], "--overlap is for tiles: give --tile as well"),
+        (["--aligned", *SIZE], [], "--aligned is for tiles: give --tile as well"),
+        (["--tile", "64", *SIZE], [], "--tile shows images whole: give --resize as height x width, or leave it out"),
+        (["--tile", "60", "--resize", "128x128"], [], "tile is 60: it must be a multiple of 16"),
+        (SIZE, ["--memory", "much"], "memory is 'much': give a number of bytes, or one with a unit, as '2GB'"),
+    ],
+)
+def test_tiles_and_streams_that_cannot_be(sample_root, tmp_path, dataset, sampler, said):
+    args = train_args(
+        tmp_path / "results", sample_root, dataset=[*dataset, "-d", "pill"], sampler=[*sampler, "approx_greedy_coreset"]
+    )
+    result = CliRunner().invoke(run_patchcore, [str(a) for a in args])
+    assert result.exit_code in (1, 2) and said in " ".join(result.output.split())
+
+
+def test_a_killed_stream_goes_on_when_its_run_is_resumed(sample_root, tmp_path, monkeypatch, caplog):
+    """What a kill leaves: a checkpoint, and no row."""
+    caplog.set_level("INFO")
+    sampler = ("--memory", "15MB", "approx_greedy_coreset")
+    args = train_args(tmp_path, sample_root, network=STARTER, sampler=sampler, dataset=[*SIZE, "-d", "pill"])
+    monkeypatch.setattr("patchcore_kit.streaming._settle", lambda *args: 1 / 0)
+    assert CliRunner().invoke(run_patchcore, [str(a) for a in args]).exception
+    assert (tmp_path / "project/group/checkpoints/mvtec_pill/settings.json").exists()
+    monkeypatch.undo()
+    run(run_patchcore, "--resume", *args)
+    assert not (tmp_path / "project/group/checkpoints").exists()
+    assert pk.read_results(tmp_path / "project/group/results.csv").index.tolist() == ["mvtec_pill", "Mean"]
 
 
 def test_density_scores_and_the_alarm_rate_reach_the_model(sample_root, tmp_path, caplog):

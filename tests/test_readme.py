@@ -164,7 +164,11 @@ assert len(labels) == 30 and (verdicts[labels == 1] == "good").sum() == 2
 assert verdicts[labels == 0].tolist() == ["look"] + ["good"] * 11 and (work / "models/weave").is_dir()""",
         {"0.949": 1, "verdict": 1},
     ),
-    "python.md": ("assert again.grid_ == (28, 28) and len(list((work / 'pictures').iterdir())) == 12", {}),
+    "python.md": (
+        "assert again.grid_ == (28, 28) and len(list((work / 'pictures').iterdir())) == 12\n"
+        "assert len(streamed.bank_) == 3136 and len(tiled.tiling_) == 16",
+        {},
+    ),
     "data.md": ("assert laid.shape == (256, 256) and np.isnan(laid[0]).all() and laid[128, 128] > 0", {}),
     "life.md": (
         "assert len(detector.train_names_) == 30 and len(detector.calibration_.scores) == 10",
