@@ -68,10 +68,12 @@ def in_bytes(memory: str | float) -> int:
 def available() -> int:
     """Bytes of memory that this process may still take, of the machine and of its container."""
     free = psutil.virtual_memory().available
-    try:  # of a container, where its system has version 2 of the control groups
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # none, or "max"
+    try:  # of a container, where its system has version 2 of the control groups; what is cached of files makes way
+        limit, used, details = (
+            Path("/sys/fs/cgroup", f"memory.{name}").read_text() for name in ("max", "current", "stat")
+        )
+        free = min(free, int(limit) - int(used) + int(re.search(r"^inactive_file (\d+)$", details, re.MULTILINE)[1]))
+    except (OSError, ValueError, TypeError):  # none, "max", or another form
         pass
     return max(0, free)
 
