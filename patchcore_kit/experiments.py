@@ -207,6 +207,8 @@ def train_all(trainings: Sequence[Training], *, executor: Executor | None = None
         for training in trainings
         for category in training.categories
     ]
+    if executor and not isinstance(executor, Here):  # what takes longest first, so that all end at about the same time
+        jobs.sort(key=lambda job: -len(job[1].category.train))
     _do_all(jobs, executor or Here(), progress)
 
 

@@ -1,11 +1,13 @@
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from PIL import Image
 
 import patchcore_kit as pk
+from patchcore_kit.executors import Outcome
 from patchcore_kit.experiments import Outputs, evaluate_models, evaluation_folder, run_folder, train
 from patchcore_kit.results import Results
 
@@ -109,6 +111,21 @@ def test_rows_stand_in_their_order_whichever_comes_first(tmp_path):
     named = ["mvtec_a", "mvtec_b", "mvtec_c", "mvtec_other"]
     assert pk.read_results(tmp_path / "results.csv").index.tolist() == ["mvtec_z", *named, "Mean"]
     assert pk.read_results(tmp_path / "defects.csv").index.tolist() == named
+
+
+def test_elsewhere_the_most_images_are_given_out_first(tmp_path, categories, make_detector):
+    given = []
+
+    class Elsewhere:
+        def run(self, task, jobs):
+            for number, job in enumerate(jobs):
+                given.append(len(job.category.train))
+                yield number, Outcome(error=pk.DataError("is not done"))
+
+    some = [replace(category, train=category.train[:n]) for category, n in zip(categories, (2, 5), strict=True)]
+    with pytest.raises(pk.KitError, match="2 of 2 categories are not done"):
+        train(some, make_detector, Results(tmp_path, SETTINGS), Outputs(), executor=Elsewhere(), progress=False)
+    assert given == [5, 2]
 
 
 def test_resuming_makes_what_was_not_asked_for_before(tmp_path, categories, make_detector):
