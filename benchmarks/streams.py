@@ -184,8 +184,10 @@ def main(
             f"{images} images, {images * whole['cells']} patches, a bank of {whole['bank']} in {memory}: "
             f"{whole['seconds']:.0f} s, peak {whole['peak']:.2f} GB, of that {whole['imports']:.2f} GB before the fit"
         )
-        quarters = (np.array_split(1000 * times[first:], 4) for times in (clock, cores))
+        quarters = [np.array_split(1000 * times[first:], 4) for times in (clock, cores)]
         for number, (by_clock, of_cores) in enumerate(zip(*quarters, strict=True), 1):
+            if not len(by_clock):  # too few images for that
+                continue
             words = f"{by_clock.mean():.1f} ms an image, {of_cores.mean():.1f} ms of all cores"
             click.echo(f"quarter {number} since the bank is full: {words}")
         click.echo(

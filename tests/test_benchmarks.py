@@ -13,12 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 import faiss
+import numpy as np
 import pytest
 import torch
 from click import ClickException
 from click.testing import CliRunner
 from PIL import Image
 
+import patchcore_kit as pk
 from patchcore_kit import coreset, reference_format
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -283,3 +285,46 @@ def test_large_banks(load, tmp_path, monkeypatch):
     assert len(re.findall(r"^\| 1 000 \|( \S+ \|)+$", output, re.MULTILINE)) == 2
     assert re.search(r"^\| rows \| recall@1 \| .* \| flat \|$", output, re.MULTILINE)
     assert (tmp_path / "model/patchcore_kit.lists").exists()
+
+
+def test_schedule(load):
+    """Jobs of 4, 3, 2 and 1 on two workers; then with failures, and a store that is too slow."""
+    schedule = load("schedule")
+    costs, bytes_, usual = np.array([4.0, 3, 2, 1]), np.ones(4), {"bandwidth": 1e9, "hours_between_failures": 1e9}
+    assert schedule.simulate(costs, bytes_, 2, **usual) == (5.0, 0.0)
+    assert schedule.simulate(costs[::-1], bytes_, 2, **usual) == (6.0, 0.0), "the longest last is worse"
+    assert schedule.simulate(costs, bytes_, 1, **usual)[0] == 10
+    slow = usual | {"bandwidth": 0.4}  # 4 bytes in 10 s of work, two workers: half of what they could read
+    assert schedule.simulate(costs, bytes_, 2, **slow)[0] == pytest.approx(10)
+    end, lost = schedule.simulate(costs, bytes_, 2, **usual | {"hours_between_failures": 5 / 3600})
+    assert lost > 0 and end > 5
+    constants = schedule.Constants(network=0.04, reading=0.0, compare=0.0, choose=0.0, job=1.0, file=1e5)
+    assert constants.cost(100, 1.0) == pytest.approx(1 + 0.04 * 250)
+    table = schedule.table(constants, np.array([100, 300]), (0.5, 1.0), (1, 2))
+    assert table["workers"].tolist() == [1, 2] and (table["longest first, hours"] <= table["hours"]).all()
+
+
+def test_parts_and_streams_are_what_they_say(load, sample_root):
+    tiles, streams = load("tiles"), load("streams")
+    good, bad = tiles.part((256, 256), 7), tiles.part((256, 256), 7, defect=True)
+    spot = np.argwhere((good != bad).any(axis=2))
+    assert 90 < len(spot) < 200 and np.ptp(spot, axis=0).max() <= 14, "twelve pixels across"
+    assert (tiles.part((256, 256), 8) != good).any()
+    seen = []
+    made = [np.asarray(image) for image in streams.made(pk.load_category(sample_root, "pill"), 20, seen, None)]
+    assert len({image.tobytes() for image in made}) == 20 and made[0].shape == (256, 256, 3) and len(seen) == 2
+
+
+@pytest.mark.long
+def test_streams(sample_root, tmp_path):
+    options = ("--data", sample_root, "--category", "pill")
+    output = run("streams", *options, "--images", 300, "--memory", "20MB", "--plot", tmp_path / "plot.png")
+    assert "killed at image 150: yes" in output and "the same bank: True" in output
+    assert Image.open(tmp_path / "plot.png").size[0] == 900
+    assert len(re.findall("^ *[0-9]+ .*stream", run("streams", *options, "--quality"), re.MULTILINE)) == 4
+
+
+@pytest.mark.long
+def test_tiles():
+    output = run("tiles", "--side", 448, "--length", 896, "--images", 4)
+    assert output.count("peak") == 0 and output.count("all, GB above") == 2 and '"tiles of 448"' in output
