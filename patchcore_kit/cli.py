@@ -503,12 +503,10 @@ def _train(
         runs.append((group, make, settings, pixels))
     with ExitStack() as stack:
         trainings = []
-        for group, make, settings, _ in runs:
+        for group, make, settings, pixels in runs:
             folder = stack.enter_context(run_folder(results_path, log_project, group, resume=resume))
-            trainings.append(Training(categories, make, Results(folder, settings, resume=resume), outputs))
+            trainings.append(Training(categories, make, Results(folder, settings, resume=resume), outputs, pixels))
         with _reported([training.results for training in trainings], outputs):
-            if not isinstance(executor, Here):  # what takes longest first, so that all end at about the same time
-                trainings = [trainings[i] for i in sorted(range(len(runs)), key=lambda i: -runs[i][3])]
             train_all(trainings, executor=executor)
 
 

@@ -22,15 +22,14 @@ import faiss
 import numpy as np
 import torch
 
-from patchcore_kit import coreset
+from patchcore_kit import coreset, memory_bank
 from patchcore_kit.errors import SettingsError
-from patchcore_kit.patches import products
 from patchcore_kit.progress import Line
 
 SPARE = 0.5  # rows held beside the cover, of its size: more are seldom reduced, fewer leave room for a larger cover
 CLUSTERS = 2.0  # times the square root of the cover's rows: those among which the nearest is sought
 PROBES = (1, 8)  # of the clusters, at first, and for rows that then seem far
-BLOCK = 2**12  # rows compared with the clusters' centres at a time
+BLOCK = 2**12  # rows moved at a time
 FEWEST = 1000  # rows that a cover has room for
 WORKING = 100  # bytes that choosing takes for a row, beside the row itself
 
@@ -146,6 +145,11 @@ class Cover:
                 break
         return distances, nearest
 
+    def _index(self) -> faiss.Index:
+        """Finds some near row of the cover; `_nearest` says how."""
+        clusters = round(CLUSTERS * self.settled**0.5)
+        return memory_bank.clustered(self.projected[: self.settled], clusters, self.seed)
+
     def reduce(self, k: int, line: Line) -> list[np.ndarray]:
         """Keep k of the rows held, by greedy k-center -> others' places on disk, images and cells, farthest first.
 
@@ -170,7 +174,7 @@ class Cover:
         self.held = self.settled = k
         self.reduced = True
         self._freed = np.concatenate([self._freed, freed])
-        self._near = _clustered(self.projected[:k], self.seed)
+        self._near = self._index()
         distances, nearest = self._nearest(leaving, self.radius)
         lost = np.isinf(distances)
         distances[lost] = self.radius
@@ -223,20 +227,4 @@ class Cover:
         self._free = np.setdiff1d(np.arange(self._end), self.slots[: self.held])
         if self.settled:
             self.radius = float(arrays["radius"])
-            self._near = _clustered(self.projected[: self.settled], self.seed)
-
-
-def _clustered(rows: torch.Tensor, seed: int) -> faiss.IndexIVFScalarQuantizer:
-    """(M, d) -> an index that finds some near row of them: in clusters around rows drawn by seed, in float16."""
-    n = max(1, min(len(rows) // 40, round(CLUSTERS * len(rows) ** 0.5)))
-    some = np.random.default_rng(seed).choice(len(rows), n, replace=False)
-    centres = torch.unique(rows[torch.from_numpy(some)], dim=0)
-    bias = centres.square().sum(1) / 2
-    own = torch.cat([products(block.contiguous(), -centres, bias).argmin(1) for block in rows.split(BLOCK)])
-    quantizer = faiss.IndexFlatL2(rows.shape[1])
-    quantizer.add(centres.numpy())
-    half = faiss.ScalarQuantizer.QT_fp16
-    index = faiss.IndexIVFScalarQuantizer(quantizer, rows.shape[1], len(centres), half, faiss.METRIC_L2, False)
-    index.train(centres.numpy())
-    index.add_core(len(rows), faiss.swig_ptr(rows.numpy()), None, faiss.swig_ptr(own.numpy()))
-    return index
+            self._near = self._index()

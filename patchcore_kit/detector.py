@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -177,14 +177,15 @@ class PatchCore:
         Raises DataError without images or for one that cannot be read, SettingsError if the sampler keeps nothing or
         what it takes is more than the memory there is, ResultsError for a checkpoint of something else.
         """
-        if memory is not None:
-            said = images_of(images) if isinstance(images, Sized) and not isinstance(images, str) else "a stream"
-            with line_of(self.progress, f"fit on {said}") as line:
-                return streaming.fit(self, images, memory, checkpoint, Notes(), line)
-        if checkpoint is not None:
+        if checkpoint is not None and memory is None:
             raise SettingsError("checkpoint is of a fit that streams: give memory as well, or leave it out")
+        if memory is not None and isinstance(images, Iterator):
+            with line_of(self.progress, "fit on a stream") as line:
+                return streaming.fit(self, images, memory, checkpoint, Notes(), line)
         samples = as_samples(images)
         with line_of(self.progress, f"fit on {images_of(samples)}") as line:
+            if memory is not None:
+                return streaming.fit(self, samples, memory, checkpoint, Notes(), line)
             return self._fit(samples, Notes(), line)
 
     @torch.inference_mode()
@@ -309,8 +310,9 @@ class PatchCore:
         notes.tell()
 
     def _reader(self, notes: Notes) -> Callable[[Sample], np.ndarray]:
-        read = self.cache.image if self.cache else self.transform.image
-        return partial(read, transform=self.transform, notes=notes) if self.cache else partial(read, notes=notes)
+        if self.cache:
+            return partial(self.cache.image, transform=self.transform, notes=notes)
+        return partial(self.transform.image, notes=notes)
 
     def _maps_of(self, tiles: np.ndarray) -> list[torch.Tensor]:
         """(b, h, w, 3) -> the feature maps."""

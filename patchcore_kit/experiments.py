@@ -169,12 +169,16 @@ def check_writable(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is trained for one results folder: as the arguments of `train`, of which it is one."""
+    """What is trained for one results folder: as the arguments of `train`, of which it is one.
+
+    pixels: of an image as the network sees it, by which sizes are put in order.
+    """
 
     categories: Sequence[Category]
     make_detector: Callable[[], Detector]
     results: Results
     outputs: Outputs
+    pixels: int = 1
 
 
 def train(
@@ -202,13 +206,13 @@ def train_all(trainings: Sequence[Training], *, executor: Executor | None = None
             if not category.train:
                 raise DataError(f"no training images in {category.path / 'train' / 'good'}: put good images there")
         _check_names(training.categories)
+    pairs = [(training, category) for training in trainings for category in training.categories]
+    if executor and not isinstance(executor, Here):  # what takes longest first, so that all end at about the same time
+        pairs.sort(key=lambda pair: -len(pair[1].train) * pair[0].pixels)
     jobs = [
         (training.results, Job.of(category, training.results, training.outputs, training.make_detector, fit=True))
-        for training in trainings
-        for category in training.categories
+        for training, category in pairs
     ]
-    if executor and not isinstance(executor, Here):  # what takes longest first, so that all end at about the same time
-        jobs.sort(key=lambda job: -len(job[1].category.train))
     _do_all(jobs, executor or Here(), progress)
 
 

@@ -419,7 +419,19 @@ def _neighbours(queries: torch.Tensor, rows: torch.Tensor, k: int, seed: int) ->
     k = min(k, len(rows))
     if rows.device.type != "cpu":
         return _TorchIndex(rows).search(queries, k)
-    some = np.random.default_rng(seed).choice(len(rows), max(1, min(CLUSTERS, len(rows) // 40)), replace=False)
+    index = clustered(rows, CLUSTERS, seed)
+    index.nprobe = min(PROBES, index.nlist)
+    distances, indices = index.search(queries.numpy(), k)
+    few = np.flatnonzero(indices[:, -1] < 0)
+    if len(few):
+        index.nprobe = index.nlist
+        distances[few], indices[few] = index.search(queries[torch.from_numpy(few)].numpy(), k)
+    return distances, indices
+
+
+def clustered(rows: torch.Tensor, clusters: int, seed: int) -> faiss.IndexIVFScalarQuantizer:
+    """(N, d) rows, on the CPU -> an index in float16 of at most so many clusters, around rows drawn by seed."""
+    some = np.random.default_rng(seed).choice(len(rows), max(1, min(clusters, len(rows) // 40)), replace=False)
     centres = torch.unique(rows[torch.from_numpy(some)], dim=0)  # of equal ones all but one would be searched in vain
     bias = centres.square().sum(1) / 2
     nearest = torch.cat([products(block, -centres, bias).argmin(1) for block in rows.split(QUERIES)])
@@ -430,10 +442,4 @@ def _neighbours(queries: torch.Tensor, rows: torch.Tensor, k: int, seed: int) ->
     index.train(centres.numpy())
     # as `add`, which takes three times as long to find the clusters
     index.add_core(len(rows), faiss.swig_ptr(rows.numpy()), None, faiss.swig_ptr(nearest.numpy()))
-    index.nprobe = min(PROBES, len(centres))
-    distances, indices = index.search(queries.numpy(), k)
-    few = np.flatnonzero(indices[:, -1] < 0)
-    if len(few):
-        index.nprobe = len(centres)
-        distances[few], indices[few] = index.search(queries[torch.from_numpy(few)].numpy(), k)
-    return distances, indices
+    return index

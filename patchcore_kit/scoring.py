@@ -57,13 +57,13 @@ SCORINGS = MappingProxyType(
 )
 
 
-def draw_maps(patches: np.ndarray, size: tuple[int, int], device: torch.device | str = "cpu") -> np.ndarray:
-    """(B, h, w) patch scores -> (B, H, W): bilinear up-sampling and smoothing at once, on the device.
+def draw_maps(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(B, h, w) patch scores -> (B, H, W): bilinear up-sampling and smoothing at once.
 
     With torch, for numpy's threads would still spin for a while afterwards, and slow the network down.
     """
-    down, across = (map_operator(n, m).to(device) for n, m in zip(size, patches.shape[1:], strict=True))
-    return (down @ torch.from_numpy(patches).to(device) @ across.T).cpu().numpy()
+    down, across = (map_operator(n, m) for n, m in zip(size, patches.shape[1:], strict=True))
+    return (down @ torch.from_numpy(patches) @ across.T).numpy()
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, pairwise
@@ -252,7 +252,12 @@ def _check_settings(folder: Path, made_for: dict[str, object]) -> None:
 
 @torch.inference_mode()
 def fit(
-    detector: PatchCore, images: object, memory: str | float, checkpoint: Path | str | None, notes: Notes, line: Line
+    detector: PatchCore,
+    images: list[Sample] | Iterator[object],
+    memory: str | float,
+    checkpoint: Path | str | None,
+    notes: Notes,
+    line: Line,
 ) -> PatchCore:
     """Fit a detector on what streams by, as `PatchCore.fit` says."""
     if detector.sampler not in STREAMED or detector.contamination or detector.cut.aligned:
@@ -264,7 +269,7 @@ def fit(
     samples = next(blocks, [])
     if not samples:
         raise DataError("no images to embed: the list of samples is empty")
-    sizes, total = detector._look_at(samples, notes), len(images) if isinstance(images, Sized) else len(samples)
+    sizes = detector._look_at(samples, notes)
     values, device, memory = detector.target_embed_dimension, detector.backbone.device, in_bytes(memory)
     weight = coreset.projection_of(values, detector.projection, detector.seed, device)
     d = values if weight is None else len(weight)
@@ -281,7 +286,7 @@ def fit(
             "stream: a bank of at most %d patches in %.1f GB; %d images are there already",
             room.size, memory / 1e9, len(stream),
         )  # fmt: skip
-        with line.bar("embed training images", total if isinstance(images, Sized) else None) as bar:
+        with line.bar("embed training images", len(images) if isinstance(images, list) else None) as bar:
             done = 0
             for block in chain([samples], blocks):
                 if done:
