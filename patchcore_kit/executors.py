@@ -9,6 +9,7 @@ multiplied: each of n processes takes an n-th of the cores, a job on a cluster t
 `threads` says how many. A process or worker that dies takes one job with it, which is tried again.
 """
 
+import ctypes
 import hashlib
 import importlib.metadata
 import logging
@@ -42,6 +43,7 @@ LOGGER = logging.getLogger(__name__)
 TRIES = 3  # of a job whose worker dies
 SOON = 5  # seconds that a scheduler has to answer
 REFRESHED = 1  # seconds after which it is asked anew which workers there are
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 VALUES = (
     "torch",
     "torchvision",
@@ -230,8 +232,10 @@ def _without(answer: _Died | Exception) -> Outcome:
     """Of a job whose worker has died once too often, or could not even read it."""
     if isinstance(answer, Exception):
         return Outcome(error=JobsError(reason(answer)), begun=False)
-    why = f"its worker {answer.how}, as did {TRIES - 1} before it: it may take more memory than there is"
-    return Outcome(error=JobsError(why))
+    why = "it may take more memory than there is"
+    if "exit code" in answer.how:  # each process begins with the script that has started it
+        why = "see what it has printed; a script must do its work below if __name__ == '__main__'"
+    return Outcome(error=JobsError(f"its worker {answer.how}, as did {TRIES - 1} before it: {why}"))
 
 
 def _packed(task: Task, job: object) -> bytes:
@@ -425,6 +429,7 @@ def _serve_dask(call: bytes) -> bytes:
     """A Dask task: bytes, so that its scheduler need not know what is in them."""
     from distributed import get_worker
 
+    _keep_freed_memory()
     worker = get_worker()
     key = worker.get_current_task()
 
@@ -433,6 +438,14 @@ def _serve_dask(call: bytes) -> bytes:
         return task is not None and task.state == "executing"
 
     return _done(call, wanted)
+
+
+def _keep_freed_memory() -> None:
+    """Up to 64 MB of it, as glibc does by itself: Dask starts its workers so that each tensor is made of new pages."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
 
 
 def _done(call: bytes, wanted: Callable[[], bool]) -> bytes:

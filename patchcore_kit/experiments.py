@@ -356,14 +356,15 @@ def _do_all(jobs: Sequence[tuple[Results, Job]], executor: Executor, progress: b
                 raise error
             if error:
                 LOGGER.error("mvtec_%s: %s", names[number], reason(error))
-                failed[names[number]] = error
+                failed[number] = error
             if bar is not None:
                 bar.update()
         if len(failed) == 1:
             raise next(iter(failed.values()))
         if failed:
+            which = ", ".join(names[number] for number in sorted(failed))  # not in the order in which they came
             raise JobsError(
-                f"{len(failed)} of {total} {what} are not done, for the reasons above: {', '.join(failed)}; "
+                f"{len(failed)} of {total} {what} are not done, for the reasons above: {which}; "
                 "with --resume they are tried again"
             )
 
