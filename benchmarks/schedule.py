@@ -31,7 +31,7 @@ from patchcore_kit import coreset
 from patchcore_kit.transforms import normalise
 
 CELLS = 784  # patches of an image at 224 pixels
-STREAMED, REDUCTIONS = 236_000, 20  # rows of a bank in 2 GB, and how often a stream of 16 million patches reduces them
+STREAMED, REDUCTIONS = 449_000, 10  # rows of a bank in 2 GB, and how often a stream of 16 million patches reduces them
 TESTS = 0.5  # images to test, for each to train on
 SIZES = (0.25, 0.5, 1.0, 2.04, 4.0)  # pixels of 112, 160, 224, 320 and 448, over those of 224
 

@@ -145,6 +145,19 @@ def select_more(
     return SAMPLERS[sampler].choose(projected, bank, n, k, seed, progress)
 
 
+def select_again(
+    rows: torch.Tensor, spreads: torch.Tensor, k: int, sampler: str, seed: int, progress: bool | Line
+) -> Chosen:
+    """k of rows (N, d) that stand for others already; spreads: (N,) squared distances to the farthest of these.
+
+    In many dimensions what a row stands for lies at about a right angle to the way to any other row, so that a row
+    counts as far from a choice as the squares of that distance and of its spread add up to. Without spreads it is what
+    this sampler chooses, `greedy_coreset` or `approx_greedy_coreset`. Gives what a sampler does.
+    """
+    first = _matrix_row_norms(rows) if sampler == "greedy_coreset" else _mean_distances(rows, None, seed)
+    return _k_center(rows, k, first, progress, spreads=spreads)
+
+
 def project(
     features: torch.Tensor | PatchRows | Sequence[torch.Tensor | PatchRows], dimension: int | None, seed: int = 0
 ) -> torch.Tensor:
@@ -232,10 +245,12 @@ def _k_center(
     distances: torch.Tensor | None,
     progress: bool | Line,
     centres: torch.Tensor | None = None,
+    spreads: torch.Tensor | None = None,
 ) -> tuple[np.ndarray, torch.Tensor]:
     """Greedy k-center from the given distances (N,), or from centres (M, D) that are there already.
 
     k times the farthest row, then every distance is updated. Gives the choices and the last squared distances (N,).
+    spreads: (N,) what is added to the squared distance of each row where the farthest is sought.
 
     The same choices as one row at a time, but many rows in one pass over the data. Of the B + 1 farthest rows, the
     last one's distance bounds all rows outside the first B, and distances only shrink. So as long as the farthest of
@@ -245,6 +260,7 @@ def _k_center(
     if centres is None and not 1 <= k <= n:
         raise SettingsError(f"cannot choose {k} of {n} rows: give a number from 1 to {n}")
     norms = features.square().sum(1)
+    wide = norms if spreads is None else norms + spreads
     # the squared distance to the nearest choice c is |x|^2 + 2 min_c(|c|^2 / 2 - x.c); `least` holds that minimum
     chosen, candidates, shells = [], min(FEWEST, CANDIDATES), None
     if centres is None:
@@ -259,10 +275,11 @@ def _k_center(
     task = f"coreset of {n} patches, about {estimate_seconds(features, k):.0f} s"
     with line_of(progress, f"coreset: {k} of {n} patches") as line, line.bar(task, k) as bar:
         while len(chosen) < k:
-            farthest, rows = torch.topk(norms + 2 * least, min(candidates + 1, n))
+            farthest, rows = torch.topk(wide + 2 * least, min(candidates + 1, n))
             bound = float(farthest[-1]) if n > candidates else -np.inf
             rows = rows[:candidates]
-            picks = rows[_greedy_within(features[rows], norms[rows], farthest[:candidates], bound, k - len(chosen))]
+            near = norms[rows], wide[rows], farthest[:candidates]
+            picks = rows[_greedy_within(features[rows], *near, bound, k - len(chosen))]
             if shells is None:
                 _lower_all(least, features, features[picks])
             else:
@@ -297,10 +314,10 @@ def _parts(n: int) -> list[int]:
 
 
 def _greedy_within(
-    rows: torch.Tensor, norms: torch.Tensor, distances: torch.Tensor, bound: float, limit: int
+    rows: torch.Tensor, norms: torch.Tensor, wide: torch.Tensor, distances: torch.Tensor, bound: float, limit: int
 ) -> torch.Tensor:
     """Positions of up to `limit` greedy choices among the candidates, while the farthest is at least at `bound`."""
-    between = products(rows, -2 * rows, norms).add_(norms[:, None]).cpu().numpy()
+    between = products(rows, -2 * rows, wide).add_(norms[:, None]).cpu().numpy()
     distances = distances.cpu().numpy().copy()
     picks = []
     while len(picks) < min(limit, len(rows)):

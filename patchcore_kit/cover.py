@@ -3,14 +3,15 @@
     rows of a batch -> those beyond the cover's radius -> held beside it -> greedy k-center of both -> the next cover
 
 A row that lies nearer to the cover than the radius of its last reduction is let go, any other is held; when there is no
-more room, greedy k-center chooses the next cover of the last one and of what is held. A stream that fits into the room
-is reduced once, at its end, which is what a fit does that does not stream.
+more room, greedy k-center chooses the next cover of the last one and of what is held. A row that stands for others far
+from it is more likely to stay, or what it stands for would be left alone (`coreset.select_again`). A stream that fits
+into the room is reduced once, at its end, which is what a fit does that does not stream.
 
 What can be proved: each row of the cover knows how far away the farthest row is that it stands for, at most, for a row
 that is let go is that far from it, and one that leaves the cover hands on what it stands for (triangle inequality).
-The largest of these is `Cover.bound`: no row that has come by is farther from the cover. And as greedy k-center leaves
-a row at the radius r from all M that it has chosen, which are r apart themselves, no M rows whatever cover all within
-less than r / 2. What is measured on real images is far from that: benchmarks/README.md.
+The largest of these is `Cover.bound`: no row that has come by is farther from the cover. And as greedy k-center, the
+first time, leaves a row at some radius r from all M that it has chosen, which are r apart themselves, no M rows
+whatever cover all within less than r / 2 = `Cover.least`. What is measured on real images: docs/scaling.md.
 """
 
 import os
@@ -30,6 +31,7 @@ SPARE = 0.5  # rows held beside the cover, of its size: more are seldom reduced,
 CLUSTERS = 2.0  # times the square root of the cover's rows: those among which the nearest is sought
 PROBES = (1, 8)  # of the clusters, at first, and for rows that then seem far
 BLOCK = 2**12  # rows moved at a time
+HELD = ("images", "cells", "slots", "reach", "spread")  # of each row that is held, beside what it is compared by
 FEWEST = 1000  # rows that a cover has room for
 WORKING = 100  # bytes that choosing takes for a row, beside the row itself
 
@@ -49,11 +51,11 @@ class Room:
     def of(cls, memory: int, dimension: int, projected: int, storage: str) -> "Room":
         """Rows of so many values, and of so many when they are projected. Raises SettingsError for none at all.
 
-        At the end the bank takes most: its rows, twice while they are filled in, and their components to search by.
+        At the end the bank takes most: its rows, and their components to search by.
         """
         row = dimension * (4 if storage == "float32" else 2)
         streaming = (1 + SPARE) * (4 * projected + WORKING) + 2 * projected
-        each = max(streaming, 2 * row + 2 * projected)
+        each = max(streaming, row + 2 * projected + WORKING)
         size = int(memory / each)
         if size < FEWEST:
             least = f"{each * FEWEST / 1e6:.0f} MB"
@@ -65,19 +67,20 @@ class Cover:
     """At most `size` of all rows that come, so that each is near to one of them.
 
     What is compared, (n, d) projected rows, is in memory; the rows themselves (n, D) are on disk. `images` and `cells`
-    say where each held one came from, `reach` how far away what it stands for may be, `radius` what the last reduction
-    left uncovered (None before), `seen` how many rows have come, `reduced` whether one was a
-    reduction since `written` was called.
+    say where each held one came from, `reach` how far away what it stands for may be, `spread` the square of how far it
+    is likely to be, `radius` what the last reduction left uncovered (None before), `seen` how many rows have come,
+    `reduced` whether there was a reduction since `written` was called.
     """
 
     def __init__(self, file: Path, room: Room, projected: int, dtype: torch.dtype, sampler: str, seed: int) -> None:
         self.room, self.sampler, self.seed, self.dtype = room, sampler, seed, dtype
         self.held = self.settled = self.seen = 0
         self.radius: float | None = None
+        self.least = 0.0
         self.origin: torch.Tensor | None = None
         self.projected = torch.empty(room.room, projected)
         self.images, self.cells, self.slots = (np.zeros(room.room, dtype=np.int64) for _ in range(3))
-        self.reach = np.zeros(room.room, dtype=np.float32)
+        self.reach, self.spread = (np.zeros(room.room, dtype=np.float32) for _ in range(2))
         self._file = os.open(file, os.O_RDWR | os.O_CREAT)
         self._end, self._free, self._freed = 0, np.arange(0), np.arange(0)
         self._near: faiss.Index | None = None
@@ -113,7 +116,7 @@ class Cover:
                 self.reduce(self.room.size, line)
             taken.append(start + self._beyond(part))
             n, new = len(taken[-1]), slice(self.held, self.held + len(taken[-1]))
-            self.projected[new], self.reach[new] = projected[taken[-1]], 0
+            self.projected[new], self.reach[new], self.spread[new] = projected[taken[-1]], 0, 0
             self.images[new], self.cells[new], self.slots[new] = images[taken[-1]], cells[taken[-1]], self._take(n)
             self._write(self.slots[new], self.projected[new], rows(taken[-1]))
             self.held += n
@@ -127,6 +130,7 @@ class Cover:
         distances, nearest = self._nearest(projected, self.radius)
         within = distances <= self.radius
         np.maximum.at(self.reach, nearest[within], distances[within])
+        np.maximum.at(self.spread, nearest[within], distances[within] ** 2)
         return np.flatnonzero(~within)
 
     def _nearest(self, rows: torch.Tensor, enough: float) -> tuple[np.ndarray, np.ndarray]:
@@ -157,16 +161,19 @@ class Cover:
         more rows are added.
         """
         rows = self.projected[: self.held]
-        picks, uncovered = coreset.SAMPLERS[self.sampler].choose(rows, 0, self.held, k, self.seed, line)
+        spread = torch.from_numpy(self.spread[: self.held])
+        picks, uncovered = coreset.select_again(rows, spread, k, self.sampler, self.seed, line)
         kept = np.sort(picks)
         gone = np.delete(np.arange(self.held), kept)
-        self.radius = float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
+        first, self.radius = self.radius is None, float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
+        if first:
+            self.least = self.radius / 2
         leaving = rows[torch.from_numpy(gone)]
         apart = uncovered.numpy()[gone]
         far = np.argsort(-apart, kind="stable")[: int((apart > 0).sum())]
         left = [array[gone[far]] for array in (self.slots, self.images, self.cells)]
-        freed, handed = self.slots[gone], self.reach[gone]
-        for array in (self.images, self.cells, self.reach, self.slots):
+        freed, reach, spread = self.slots[gone], self.reach[gone], self.spread[gone]
+        for array in (self.images, self.cells, self.reach, self.spread, self.slots):
             array[:k] = array[kept]
         for start in range(0, k, BLOCK):  # ascending, so what is read has not been written over
             some = torch.from_numpy(kept[start : start + BLOCK])
@@ -178,8 +185,13 @@ class Cover:
         distances, nearest = self._nearest(leaving, self.radius)
         lost = np.isinf(distances)
         distances[lost] = self.radius
-        np.maximum.at(self.reach, nearest, distances + handed)
+        np.maximum.at(self.reach, nearest, distances + reach)
+        np.maximum.at(self.spread, nearest, distances**2 + spread)
         return left
+
+    def forget(self) -> None:
+        """All that is in memory of the rows; those on disk can still be read."""
+        self.projected, self._near = self.projected[:0].clone(), None
 
     def rows(self, slots: np.ndarray) -> torch.Tensor:
         """(n,) places on disk -> (n, D) rows."""
@@ -206,8 +218,9 @@ class Cover:
     def arrays(self) -> dict[str, np.ndarray]:
         """What it takes to go on, beside the rows on disk, which are there when this returns."""
         os.fsync(self._file)
-        held = {name: getattr(self, name)[: self.held] for name in ("images", "cells", "slots", "reach")}
-        numbers = {"settled": self.settled, "seen": self.seen, "radius": np.nan if self.radius is None else self.radius}
+        held = {name: getattr(self, name)[: self.held] for name in HELD}
+        numbers = {"settled": self.settled, "seen": self.seen, "least": self.least}
+        numbers["radius"] = np.nan if self.radius is None else self.radius
         return held | {name: np.array(value) for name, value in numbers.items()} | {"origin": self.origin.numpy()}
 
     def written(self) -> None:
@@ -218,7 +231,8 @@ class Cover:
     def go_on(self, arrays: Mapping[str, np.ndarray]) -> None:
         """From where `arrays` was asked."""
         self.held, self.settled, self.seen = len(arrays["slots"]), int(arrays["settled"]), int(arrays["seen"])
-        for name in ("images", "cells", "slots", "reach"):
+        self.least = float(arrays["least"])
+        for name in HELD:
             getattr(self, name)[: self.held] = arrays[name]
         self.origin = torch.from_numpy(arrays["origin"])
         for row, slot in zip(self.projected.numpy(), self.slots[: self.held].tolist(), strict=False):

@@ -44,8 +44,8 @@ def check(search: str, storage: str) -> None:
 class MemoryBank:
     """Rows (M, D) with a nearest-neighbour search: by FAISS on the CPU, by torch on a GPU, where the rows stay.
 
-    rows: (M, D), as float32 or float16. An array of float32 that may not be written to, as a mapped file is, is used
-        where it lies, whatever the storage; others are copied.
+    rows: (M, D), as float32 or float16. An array that may not be written to, as a mapped file is, is used where it
+        lies if it is float32, whatever the storage, or is stored as it is; others are copied.
     images, cells: (M,) the training image and the cell of its grid, row by row, that each row came from; None where
         that is not known (models of the reference do not record it).
     search: "flat" compares every query with every row, which a GPU always does. "fast" compares in full only about
@@ -85,7 +85,7 @@ class MemoryBank:
             self._flat = _TorchIndex(rows.to(self.device, dtype))
             return
         rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
-        in_place = rows.dtype == np.float32 and rows.flags.c_contiguous and not rows.flags.writeable
+        in_place = rows.dtype in (np.float32, storage) and rows.flags.c_contiguous and not rows.flags.writeable
         self._rows = rows if in_place else np.array(rows, dtype=storage, order="C")
         d, half = rows.shape[1], faiss.ScalarQuantizer.QT_fp16
         whole = self._rows.dtype == np.float32

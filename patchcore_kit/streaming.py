@@ -358,7 +358,7 @@ def _settle(detector: PatchCore, stream: Stream, notes: Notes, line: Line) -> No
     k, spare = cover.held, [array[order] for array in left]
     LOGGER.info(
         "memory bank: %d of %d patches from %d images; no patch is farther from it than %.3g, and %d patches "
-        "cannot cover all within less than %.3g", k, cover.seen, len(stream), cover.bound, k, (cover.radius or 0) / 2,
+        "cannot cover all within less than %.3g", k, cover.seen, len(stream), cover.bound, k, cover.least,
     )  # fmt: skip
     detector._forget()
     detector.grid_ = detector.tiling_.grid
@@ -374,8 +374,11 @@ def _settle(detector: PatchCore, stream: Stream, notes: Notes, line: Line) -> No
         spacing = detector._spacing(
             cover.projected[:k], patches - patches.mean(0), detector.target_embed_dimension, notes
         )
+    cover.forget()
     detector.reserve_ = Reserve(halved(cover.rows(spare[0])), *spare[1:])
-    detector.bank_ = detector._bank(cover.rows(cover.slots[:k]), {"images": images, "cells": cells, "spacing": spacing})
+    rows = cover.rows(cover.slots[:k]).numpy()
+    rows.flags.writeable = False  # so that the bank uses it where it lies
+    detector.bank_ = detector._bank(rows, {"images": images, "cells": cells, "spacing": spacing})
     alike, held = stream.alike and len(stream) > 1, []
     for pictures, numbers in stream.pictures(detector._at_a_time) if not alike else ():
         maps = map(detector._maps_of, detector.tiling_.cut(pictures, detector.batch_size))

@@ -63,6 +63,26 @@ def test_equals_the_plain_loop_where_shells_are_left_out(monkeypatch, pivots):
     assert 0 < sum(computed) < 0.9 * 300 * len(features)  # at least a tenth of all distances was never computed
 
 
+@pytest.mark.parametrize("sampler", ["greedy_coreset", "approx_greedy_coreset"])
+def test_rows_that_stand_for_others(monkeypatch, sampler):
+    """A spread adds to the square of how far a row is from the choices; none is the sampler's own choice."""
+    monkeypatch.setattr(coreset, "CANDIDATES", 7)
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(400, 5, generator=generator, dtype=torch.float64)
+    spreads = 4 * torch.rand(400, generator=generator, dtype=torch.float64)
+    first, _ = coreset.SAMPLERS[sampler].choose(rows, 0, 400, 1, 0, False)
+    squares = torch.cdist(rows, rows).square()
+    found, uncovered = coreset.select_again(rows, torch.zeros(400), 120, sampler, 0, False)
+    assert (found == coreset.SAMPLERS[sampler].choose(rows, 0, 400, 120, 0, False)[0]).all() and found[0] == first[0]
+    found, uncovered = coreset.select_again(rows, spreads, 120, sampler, 0, False)
+    for count in range(20, 120):  # from there on the start does not count
+        far = squares[found[:count]].amin(0) + spreads
+        far[found[:count]] = -1
+        assert far[found[count]] == pytest.approx(float(far.max()))
+    left = np.delete(np.arange(400), found)
+    assert torch.allclose(uncovered[left], squares[found].amin(0)[left])
+
+
 def test_the_estimate_grows_with_the_work():
     features = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     few, many = (coreset.estimate_seconds(features, k) for k in (4, 1600))

@@ -144,6 +144,21 @@ def in_one(parts):
     return np.concatenate(list(parts))
 
 
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_rows_are_used_where_they_lie(clusters, storage):
+    rows = clusters[0].numpy().astype(storage)
+    rows.flags.writeable = False
+    bank = pk.MemoryBank(rows, storage=storage)
+    assert np.shares_memory(bank.stored, rows)
+    copied = pk.MemoryBank(clusters[0].numpy().astype(storage), storage=storage)
+    ours, theirs = (one.search(clusters[1], 2) for one in (bank, copied))
+    assert not np.shares_memory(copied.stored, rows)
+    assert (ours[0] == theirs[0]).all() and (ours[1] == theirs[1]).all()
+    rows = clusters[0].numpy().astype("float16")
+    rows.flags.writeable = False
+    assert pk.MemoryBank(rows).stored.dtype == np.float32  # it is not what is asked for, so it is copied
+
+
 def test_lists_are_used_where_they_lie(clusters, monkeypatch):
     rows, queries = clusters
     bank = pk.MemoryBank(rows)

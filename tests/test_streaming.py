@@ -90,8 +90,8 @@ def test_a_cover_of_covers_is_nearly_as_good_as_one(tmp_path):
     assert torch.allclose(cover.projected[:FEWEST] + cover.origin, patches[numbers], atol=1e-5)
     exact = coreset.greedy_coreset(patches, FEWEST, progress=False)
     ours, best = radius(patches[numbers], patches), radius(patches[exact], patches)
-    assert ours <= 1.3 * best
-    assert cover.radius / 2 <= best, "what cannot be beaten"
+    assert ours <= 1.2 * best
+    assert 0 < cover.least <= best, "what cannot be beaten"
     assert ours <= cover.bound * (1 + 1e-3), "what is promised"
     assert cover.seen == len(patches) and cover.bound < 10 * best
     assert (tmp_path / "rows").stat().st_size <= 3 * room.room * room.record, "places are used again"
