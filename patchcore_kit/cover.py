@@ -196,10 +196,10 @@ class Cover:
     def rows(self, slots: np.ndarray) -> torch.Tensor:
         """(n,) places on disk -> (n, D) rows."""
         width = self.room.record - 4 * self.projected.shape[1]
-        found = np.empty((len(slots), width), dtype=np.uint8)
-        for row, slot in zip(found, slots.tolist(), strict=True):
+        found = torch.empty(len(slots), width // self.dtype.itemsize, dtype=self.dtype)
+        for row, slot in zip(found.numpy(), slots.tolist(), strict=True):
             os.preadv(self._file, [row], (slot + 1) * self.room.record - width)
-        return torch.from_numpy(found).view(self.dtype)
+        return found
 
     def _take(self, n: int) -> np.ndarray:
         """Places on disk that nothing is in that a written state names: old ones, then new ones at the end."""

@@ -175,6 +175,13 @@ def test_it_is_saved_and_extended(tmp_path):
     assert len(streamed.bank_) == 80 * 64 // 10 and streamed.calibration_ is not None
 
 
+def test_a_stream_of_which_all_is_kept():
+    images = list(frames(8))
+    plain, streamed = (small(percentage=1.0).fit(images, memory=memory) for memory in (None, "1GB"))
+    assert len(streamed.bank_) == 8 * 64 and not len(streamed.reserve_.rows)
+    assert sorted(map(bytes, streamed.bank_.rows)) == sorted(map(bytes, plain.bank_.rows))
+
+
 def test_tiles_stream_too():
     images = [np.concatenate([one, other], axis=1) for one, other in zip(frames(8), frames(8, 1), strict=True)]
     settings = {"tiles": (1, 2), "overlap": 16, "target_embed_dimension": 128, "progress": False}
