@@ -32,6 +32,9 @@ from patchcore_kit.transforms import normalise
 
 CELLS = 784  # patches of an image at 224 pixels
 STREAMED, REDUCTIONS = 449_000, 10  # rows of a bank in 2 GB, and how often a stream of 16 million patches reduces them
+FILTER = (
+    0.25  # of the time that a patch takes against a bank, against a cover: in 128 values only (benchmarks/streams.py)
+)
 TESTS = 0.5  # images to test, for each to train on
 SIZES = (0.25, 0.5, 1.0, 2.04, 4.0)  # pixels of 112, 160, 224, 320 and 448, over those of 224
 
@@ -75,16 +78,16 @@ class Constants:
     def cost(self, images: int, size: float, percentage: float = 0.1) -> float:
         """Seconds of a job with so many images to train on, at `size` times the pixels of 224."""
         tests, rows = images * TESTS, images * CELLS * size
-        bank, reductions = rows * percentage, 1
-        if bank > STREAMED:  # into 2 GB: the cover is reduced whenever half as many rows again are held
-            bank, rows, reductions = STREAMED, 1.5 * STREAMED, REDUCTIONS
-        network = (images * 2 + tests) * self.network * size  # good ones again, for the thresholds
-        compared = (min(images, 100) + tests) * CELLS * size * self.compare * math.sqrt(bank)
+        bank, reductions, compared = rows * percentage, 1, min(images, 100) + tests
+        if bank > STREAMED:  # into 2 GB: all are compared with the cover, which is reduced now and then
+            bank, rows, reductions, compared = STREAMED, 1.5 * STREAMED, REDUCTIONS, compared + images * FILTER
+        # a hundred good ones again, for the thresholds
+        network = (images + min(images, 100) + tests) * self.network * size
         return (
             self.job
             + network
             + (images + tests) * self.reading
-            + compared
+            + compared * CELLS * size * self.compare * math.sqrt(bank)
             + reductions * self.choose * math.sqrt(rows * bank)
         )
 

@@ -7,6 +7,7 @@ The images are made as they are needed: good ones of a category, each turned, mo
 own, so that no two are alike. A run is a process of its own; it takes frames 256 at a time, and its time is measured
 from one such block to the next. With --quality the category's own images stream by, in a tenth of the memory that
 their bank takes and in all of it; the covering radius is the largest distance of any of their patches to the bank.
+Figures are means over the seeds.
 """
 
 import patchcore_kit as pk  # before torch
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import click
@@ -116,20 +118,21 @@ def draw(found: dict, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def quality(category: pk.Category, weights: str, resize: int | tuple[int, int]) -> pd.DataFrame:
+def quality(category: pk.Category, weights: str, resize: int | tuple[int, int], seeds: int) -> pd.DataFrame:
     """The category's own images: banks of the same size by the exact greedy choice and by a stream."""
     backbone, rows = pk.load_backbone("resnet18", weights=weights), []
     settings = {"resize": resize, "progress": False}
     exact = pk.PatchCore(backbone, **settings).fit(category.train)
-    patches = coreset.project(pk.embed(backbone, pk.load_images(category.train, exact.transform)), 128)
+    features = pk.embed(backbone, pk.load_images(category.train, exact.transform))
     row = cover.Room.of(10**9, 1024, 128, "float32").size / 10**9
     for share in (1.0, 0.1):
         size = max(cover.FEWEST, int(len(exact.bank_) * share))
         memory = size / row * 1.0001
-        for scoring in ("distance", "density"):
-            streamed = pk.PatchCore(backbone, scoring=scoring, **settings).fit(category.train, memory=memory)
+        for seed, scoring in product(range(seeds), ("distance", "density")):
+            patches, those = coreset.project(features, 128, seed), settings | {"scoring": scoring, "seed": seed}
+            streamed = pk.PatchCore(backbone, **those).fit(category.train, memory=memory)
             k = len(streamed.bank_)
-            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(patches), scoring=scoring, **settings)
+            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(patches), **those)
             for name, detector in (("exact", same.fit(category.train)), ("stream", streamed)):
                 found = pk.evaluate(detector.predict(category.test))
                 rows.append({
@@ -137,7 +140,7 @@ def quality(category: pk.Category, weights: str, resize: int | tuple[int, int]) 
                     "image AUROC": found["instance_auroc"], "pixel AUROC": found["full_pixel_auroc"],
                     "threshold": detector.calibration_.look.value,
                 })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).groupby(["rows", "scoring", "by"], sort=False).mean().reset_index()
 
 
 def radius(detector: pk.PatchCore, patches: "np.ndarray") -> float:
@@ -156,9 +159,18 @@ def radius(detector: pk.PatchCore, patches: "np.ndarray") -> float:
 @click.option("--plot", type=click.Path(path_type=Path), help="Where to draw.")
 @click.option("--quality", "how_good", is_flag=True, help="Measure what a stream loses instead.")
 @click.option("--squeezed", is_flag=True, help="Whole images at 224x224, with --quality.  [default: 256, 224 of it]")
+@click.option("--seeds", default=1, show_default=True, help="That --quality averages over, from 0 on.")
 @click.option("--one", is_flag=True, hidden=True, help="Measure what standard input says.")
 def main(
-    data: Path, category: str, images: int, memory: str, plot: Path, how_good: bool, squeezed: bool, one: bool
+    data: Path,
+    category: str,
+    images: int,
+    memory: str,
+    plot: Path,
+    how_good: bool,
+    squeezed: bool,
+    seeds: int,
+    one: bool,
 ) -> None:
     if one:
         click.echo(json.dumps(stream(json.load(sys.stdin))))
@@ -168,7 +180,7 @@ def main(
         if how_good:
             chosen = choose_category(data, category)[1]
             resize = (224, 224) if squeezed else 256
-            click.echo(f"{chosen.name}, resnet18\n\n{quality(chosen, weights, resize).to_string(index=False)}")
+            click.echo(f"{chosen.name}, resnet18\n\n{quality(chosen, weights, resize, seeds).to_string(index=False)}")
             return
         task = {
             "data": data and str(data),

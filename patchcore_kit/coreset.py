@@ -148,11 +148,11 @@ def select_more(
 def select_again(
     rows: torch.Tensor, spreads: torch.Tensor, k: int, sampler: str, seed: int, progress: bool | Line
 ) -> Chosen:
-    """k of rows (N, d) that stand for others already; spreads: (N,) squared distances to the farthest of these.
+    """k of rows (N, d) that stand for others already; spreads: (N,) squares, the larger the farther away these are.
 
-    In many dimensions what a row stands for lies at about a right angle to the way to any other row, so that a row
-    counts as far from a choice as the squares of that distance and of its spread add up to. Without spreads it is what
-    this sampler chooses, `greedy_coreset` or `approx_greedy_coreset`. Gives what a sampler does.
+    In many dimensions what a row stands for lies at about a right angle to the way to any other row, so it is squares
+    that add up: of a row's distance to the choices, and its spread. Where all are 0 it is what the sampler chooses,
+    `greedy_coreset` or `approx_greedy_coreset`. Gives what a sampler does.
     """
     first = _matrix_row_norms(rows) if sampler == "greedy_coreset" else _mean_distances(rows, None, seed)
     return _k_center(rows, k, first, progress, spreads=spreads)
