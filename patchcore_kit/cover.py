@@ -27,8 +27,8 @@ from patchcore_kit import coreset, memory_bank
 from patchcore_kit.errors import SettingsError
 from patchcore_kit.progress import Line
 
-STANDING = 0.1  # of the square of how far away it stands for others, by which a row counts as farther: 1 would make the
-# cover 15 % denser where most patches are, and scores other than the exact bank's
+STANDING = 0.1  # of its spread, by which a row counts as farther: all of it would make the cover 15 % denser where most
+# patches are, and scores other than the exact bank's
 SPARE = 0.5  # rows held beside the cover, of its size: more are seldom reduced, fewer leave room for a larger cover
 CLUSTERS = 2.0  # times the square root of the cover's rows: those among which the nearest is sought
 PROBES = (1, 8)  # of the clusters, at first, and for rows that then seem far
@@ -69,9 +69,9 @@ class Cover:
     """At most `size` of all rows that come, so that each is near to one of them.
 
     What is compared, (n, d) projected rows, is in memory; the rows themselves (n, D) are on disk. `images` and `cells`
-    say where each held one came from, `reach` how far away what it stands for may be, `spread` the square of how far it
-    is likely to be, `radius` what the last reduction left uncovered (None before), `seen` how many rows have come,
-    `reduced` whether there was a reduction since `written` was called.
+    say where each held one came from, `reach` how far away what it stands for may be, `spread` the square of the
+    longest of the ways that this is the sum of, `radius` what the last reduction left uncovered (None before), `seen`
+    how many rows have come, `reduced` whether there was a reduction since `written` was called.
     """
 
     def __init__(self, file: Path, room: Room, projected: int, dtype: torch.dtype, sampler: str, seed: int) -> None:
@@ -188,7 +188,7 @@ class Cover:
         lost = np.isinf(distances)
         distances[lost] = self.radius
         np.maximum.at(self.reach, nearest, distances + reach)
-        np.maximum.at(self.spread, nearest, distances**2 + spread)
+        np.maximum.at(self.spread, nearest, np.maximum(distances**2, spread))
         return left
 
     def forget(self) -> None:
