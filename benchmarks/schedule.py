@@ -32,9 +32,7 @@ from patchcore_kit.transforms import normalise
 
 CELLS = 784  # patches of an image at 224 pixels
 STREAMED, REDUCTIONS = 449_000, 10  # rows of a bank in 2 GB, and how often a stream of 16 million patches reduces them
-FILTER = (
-    0.25  # of the time that a patch takes against a bank, against a cover: in 128 values only (benchmarks/streams.py)
-)
+FILTER = 0.25  # of the time to compare a patch with a bank, to compare it with a cover, by 128 values only: an estimate
 TESTS = 0.5  # images to test, for each to train on
 SIZES = (0.25, 0.5, 1.0, 2.04, 4.0)  # pixels of 112, 160, 224, 320 and 448, over those of 224
 

@@ -124,23 +124,26 @@ def quality(category: pk.Category, weights: str, resize: int | tuple[int, int], 
     settings = {"resize": resize, "progress": False}
     exact = pk.PatchCore(backbone, **settings).fit(category.train)
     features = pk.embed(backbone, pk.load_images(category.train, exact.transform))
+    projected = [coreset.project(features, 128, seed) for seed in range(seeds)]
     row = cover.Room.of(10**9, 1024, 128, "float32").size / 10**9
     for share in (1.0, 0.1):
         size = max(cover.FEWEST, int(len(exact.bank_) * share))
         memory = size / row * 1.0001
         for seed, scoring in product(range(seeds), ("distance", "density")):
-            patches, those = coreset.project(features, 128, seed), settings | {"scoring": scoring, "seed": seed}
+            those = settings | {"scoring": scoring, "seed": seed}
             streamed = pk.PatchCore(backbone, **those).fit(category.train, memory=memory)
             k = len(streamed.bank_)
-            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(patches), **those)
+            same = pk.PatchCore(backbone, percentage=(k + 0.5) / len(features), **those)
             for name, detector in (("exact", same.fit(category.train)), ("stream", streamed)):
                 found = pk.evaluate(detector.predict(category.test))
                 rows.append({
-                    "rows": k, "scoring": scoring, "by": name, "radius": radius(detector, patches),
+                    "share": share, "rows": k, "scoring": scoring, "by": name,
+                    "radius": radius(detector, projected[seed]),
                     "image AUROC": found["instance_auroc"], "pixel AUROC": found["full_pixel_auroc"],
                     "threshold": detector.calibration_.look.value,
                 })  # fmt: skip
-    return pd.DataFrame(rows).groupby(["rows", "scoring", "by"], sort=False).mean().reset_index()
+    means = pd.DataFrame(rows).groupby(["share", "rows", "scoring", "by"], sort=False).mean()
+    return means.reset_index().drop(columns="share")
 
 
 def radius(detector: pk.PatchCore, patches: "np.ndarray") -> float:

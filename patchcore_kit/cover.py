@@ -167,15 +167,15 @@ class Cover:
         picks, uncovered = coreset.select_again(rows, spread, k, self.sampler, self.seed, line)
         kept = np.sort(picks)
         gone = np.delete(np.arange(self.held), kept)
-        first, self.radius = self.radius is None, float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
-        if first:
-            self.least = self.radius / 2
-        leaving = rows[torch.from_numpy(gone)]
+        radius = float(uncovered[torch.from_numpy(gone)].max().clamp(min=0).sqrt())
+        if self.radius is None:
+            self.least = radius / 2
+        self.radius, leaving = radius, rows[torch.from_numpy(gone)]
         apart = uncovered.numpy()[gone]
         far = np.argsort(-apart, kind="stable")[: int((apart > 0).sum())]
         left = [array[gone[far]] for array in (self.slots, self.images, self.cells)]
         freed, reach, spread = self.slots[gone], self.reach[gone], self.spread[gone]
-        for array in (self.images, self.cells, self.reach, self.spread, self.slots):
+        for array in (getattr(self, name) for name in HELD):
             array[:k] = array[kept]
         for start in range(0, k, BLOCK):  # ascending, so what is read has not been written over
             some = torch.from_numpy(kept[start : start + BLOCK])

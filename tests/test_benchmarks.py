@@ -320,7 +320,8 @@ def test_streams(sample_root, tmp_path):
     options = ("--data", sample_root, "--category", "pill")
     output = run("streams", *options, "--images", 300, "--memory", "20MB", "--plot", tmp_path / "plot.png")
     assert "killed at image 150: yes" in output and "the same bank: True" in output
-    assert Image.open(tmp_path / "plot.png").size[0] == 900
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.size[0] == 900
     assert len(re.findall("^ *[0-9]+ .*stream", run("streams", *options, "--quality"), re.MULTILINE)) == 4
 
 
