@@ -56,7 +56,10 @@ class Backbone:
         self.precision, self.fingerprint = precision, _checksum(network.state_dict())
         # batch norm becomes part of the convolutions, whose weights are laid out as their images are
         folded = _freed(fuse(network.eval().requires_grad_(False), inplace=True, no_trace=True))
-        self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), torch.channels_last)
+        # a GPU computes float32 a quarter faster the other way round
+        first = device.type == "cuda" and precision == "float32"
+        self._layout = torch.contiguous_format if first else torch.channels_last
+        self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), self._layout)
         self._size = size  # (H, W) that the network was made for
         self._patch = patch  # (H, W) whose multiples it takes, if that is the rule
         try:
@@ -109,7 +112,8 @@ class Backbone:
         with torch.inference_mode():
             try:
                 with full_precision(self.device):
-                    outputs = self._network(images.to(self.device, getattr(torch, self.precision)))
+                    images = images.to(self.device, getattr(torch, self.precision))
+                    outputs = self._network(images.contiguous(memory_format=self._layout))
             except Exception as error:
                 try:
                     self._shapes((height, width))
@@ -120,8 +124,9 @@ class Backbone:
                 self._as_map(output.float(), form, height, width)
                 for output, form in zip(outputs, self._formats, strict=True)
             ]
-            # their sum first, which is faster, and finite unless one of them is not, or it is too large itself
-            if not all(bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in maps):
+            # their sums first, which is faster, and finite unless a value is not, or one of them is too large itself
+            sums = torch.stack([x.sum() for x in maps])
+            if not (bool(sums.isfinite().all()) or all(bool(x.isfinite().all()) for x in maps)):
                 raise WeightsError(
                     f"{self.name} with the weights {self.weights} makes values that are not finite: give other weights"
                 )
@@ -216,6 +221,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def rounded_products(device: torch.device) -> Iterator[None]:
+    """Products of matrices for which a GPU may round to 10 bits (TF32), which takes it an eighth of the time."""
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def load_backbone(

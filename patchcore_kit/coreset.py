@@ -23,6 +23,7 @@ from patchcore_kit.progress import Line, line_of
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
 FEWEST = 512  # in the first passes, which keep few
 BLOCK = 1024  # rows compared with a pass's choices at a time: the distances then stay in the processor's cache
+GPU_BLOCK = 2**14  # and in a GPU's
 ROWS = 2**14  # rows projected, or gathered, at a time
 PIVOTS = 500  # choices after which the triangle inequality is asked what can be left out
 SHELL = 64  # rows that are left out together
@@ -256,7 +257,7 @@ def _k_center(
     last one's distance bounds all rows outside the first B, and distances only shrink. So as long as the farthest of
     the B is beyond that bound it is the farthest of all, and only the B x B distances among them are needed to go on.
     """
-    n = len(features)
+    n, on_cpu = len(features), features.device.type == "cpu"  # a GPU is faster without leaving anything out
     if centres is None and not 1 <= k <= n:
         raise SettingsError(f"cannot choose {k} of {n} rows: give a number from 1 to {n}")
     norms = features.square().sum(1)
@@ -269,9 +270,12 @@ def _k_center(
         least = torch.full_like(norms, torch.inf)
         first, *others = centres.split([min(PIVOTS, len(centres)), *_parts(len(centres) - PIVOTS)])
         _lower_all(least, features, first)
-        shells = _Shells(features, norms, first)
+        shells = _Shells(features, norms, first) if on_cpu else None
         for part in others:
-            shells.lower(least, part)
+            if shells is None:
+                _lower_all(least, features, part)
+            else:
+                shells.lower(least, part)
     task = f"coreset of {n} patches, about {estimate_seconds(features, k):.0f} s"
     with line_of(progress, f"coreset: {k} of {n} patches") as line, line.bar(task, k) as bar:
         while len(chosen) < k:
@@ -286,7 +290,7 @@ def _k_center(
                 shells.lower(least, features[picks])
             least[picks] = -np.inf
             chosen += picks.tolist()
-            if shells is None and len(chosen) >= PIVOTS:
+            if on_cpu and shells is None and len(chosen) >= PIVOTS:
                 shells = _Shells(features, norms, features[chosen])
             candidates = min(CANDIDATES, max(candidates, 8 * len(picks)))
             bar.update(len(picks))
@@ -333,7 +337,8 @@ def _greedy_within(
 def _lower_all(least: torch.Tensor, features: torch.Tensor, centres: torch.Tensor) -> None:
     """Update `least` of every row for the rows `centres`."""
     centres, bias = -centres, centres.square().sum(1) / 2
-    for block, lowest in zip(features.split(BLOCK), least.split(BLOCK), strict=True):
+    size = BLOCK if features.device.type == "cpu" else GPU_BLOCK
+    for block, lowest in zip(features.split(size), least.split(size), strict=True):
         torch.minimum(lowest, products(block, centres, bias).amin(1), out=lowest)
 
 

@@ -194,7 +194,7 @@ class PatchCore:
             raise DataError("no images to embed: the list of samples is empty")
         sizes = self._look_at(samples, notes)
         self._foresee(len(samples))
-        passing = _Passing(keep=True)
+        passing = _Passing(self.backbone.device, keep=True)
         rows = self._rows(samples, passing, notes, line)
         self._forget()
         self.grid_, self.category_ = rows.grid, category_of(samples[0])
@@ -550,7 +550,7 @@ class PatchCore:
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
-        passing, found, start = _Passing(), [], 0
+        passing, found, start = _Passing(self.backbone.device), [], 0
         scores = np.empty(len(samples), dtype=np.float32)
         maps = np.empty((len(samples), *self.transform.size), dtype=np.float32)
         features = self._feature_maps(samples, "score images", notes, line, passing)
@@ -742,7 +742,7 @@ class PatchCore:
             raise DataError("no images to add: the list of samples is empty")
         _, sizes = look_over(samples, self.transform, notes, learn=False)
         notes.tell()
-        passing = _Passing(keep=True)
+        passing = _Passing(self.backbone.device, keep=True)
         rows = self._rows(samples, passing, notes, line)
         good = np.arange(len(samples))
         if self.contamination and self.calibration_:
@@ -827,7 +827,7 @@ class PatchCore:
         self._fitted()
         _, sizes = look_over(samples, self.transform, notes, learn=False)
         notes.tell()
-        passing = _Passing()
+        passing = _Passing(self.backbone.device)
         maps = self._feature_maps(samples, "score good images", notes, line, passing)
         rows = self.embedding.each(maps, self.tiling_)
         before = self.held_out_
@@ -901,13 +901,13 @@ class _Passing:
     images: those of the last batch. values: (N, 2) of all, see `appearance.measure`. keep: JPEGs of all as well, files.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
-        self.keep, self.images, self.files = keep, np.empty(0), []
+    def __init__(self, device: torch.device, *, keep: bool = False) -> None:
+        self.device, self.keep, self.images, self.files = device, keep, np.empty(0), []
         self._values: list[np.ndarray] = []
 
     def __call__(self, images: np.ndarray) -> None:
         self.images = images
-        self._values.append(measure(images))
+        self._values.append(measure(images, self.device))
         if self.keep:
             self.files += reasons.packed(images)
 

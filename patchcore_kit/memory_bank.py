@@ -11,7 +11,9 @@ from itertools import chain
 import faiss
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from patchcore_kit.backbones import rounded_products
 from patchcore_kit.errors import SettingsError, check_choice
 from patchcore_kit.patches import products
 
@@ -28,6 +30,10 @@ ROWS = 2**14  # rows turned into float32 at a time
 QUERIES = 512  # compared in full at a time
 WIDTH = 64  # rows that a query is compared with at a time where there is no end of them
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
+WHOLE = 16  # rows there are a multiple of: its products of matrices are slow otherwise
+SUMMED = 2**-12  # of both lengths, by which adding up may change a product there
+FEWER = 64  # rows that may be the nearest there, and are compared one by one; of more, all are
+PAIRS = 2**16  # compared so at a time
 NEIGHBOURS = 9  # whose distances make a row's spacing
 AROUND = 5  # rows of the bank, itself among them, over which it is averaged: one row's is uneven
 PREPARED = ("search_axes", "search_origin", "search_centres", "search_reach")
@@ -367,31 +373,82 @@ class _Candidates:
 
 
 class _TorchIndex:
-    """What a bank needs of a flat FAISS index, exact, in torch, with the rows (M, D) wherever they are."""
+    """What a bank needs of a flat FAISS index, exact, in torch, with the rows (M, D) wherever they are.
+
+    A GPU multiplies matrices several times as fast where it may round their values to 10 bits (TF32). So products of
+    rounded vectors say which rows may be the nearest, and these are compared as they are: with x' and y' for x and y,
+    x.y differs from x'.y' by at most |x - x'| |y| + |x'| |y - y'| (Cauchy-Schwarz), and by what adding up may lose.
+    Vectors are taken from the rows' mean, for the shorter they are the less they lose. It takes twice the rows' memory.
+    """
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.ntotal = rows, len(rows)
-        self.norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square()
+        self.mean = rows.mean(0, dtype=torch.float32)
+        whole = -(-len(rows) // WHOLE) * WHOLE
+        self._doubled = torch.zeros(whole, rows.shape[1], device=rows.device)
+        self._norms = torch.full((whole,), torch.inf, device=rows.device)
+        self._longest = self._lost = torch.zeros((), device=rows.device)
+        for start in range(0, len(rows), ROWS):
+            y = rows[start : start + ROWS] - self.mean
+            here, rounded = slice(start, start + len(y)), _rounded(y)
+            self._doubled[here], self._norms[here] = -2 * rounded, y.square().sum(1)
+            self._longest = self._longest.maximum(y.norm(dim=1).amax())
+            self._lost = self._lost.maximum((y - rounded).norm(dim=1).amax())
 
     def search(
         self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k); left_out: (M,) bool."""
-        distances, indices = self.nearest(queries, k, left_out)
+        queries, norms, found = queries.to(self.rows.device), self._norms, []
+        if left_out is not None:
+            out = torch.from_numpy(left_out).to(norms.device)
+            norms = norms.masked_fill(F.pad(out, (0, len(norms) - len(out))), torch.inf)
+        most = min(max(k, FEWER), self.ntotal)
+        for part in queries.split(max(1, BLOCK // len(norms))):
+            near = self._near(part, norms, k)
+            count = near.sum(1)
+            many = (count < k) | (count > most)  # none at all where values are no numbers
+            if many.any():
+                near[many] = self._nearest(part[many], norms, most)
+                count = near.sum(1)
+            found.append(self._compared(part, *near.nonzero(as_tuple=True), count, k))
+        distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return distances.cpu().numpy(), indices.cpu().numpy()
 
-    def nearest(
-        self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
+    def _near(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> torch.Tensor:
+        """(Q, D) -> (Q, M and what fills it up) bool: rows that may be among the k nearest."""
+        x = queries - self.mean
+        rounded = _rounded(x)
+        change = 2 * ((x - rounded).norm(dim=1) * self._longest + rounded.norm(dim=1) * self._lost)
+        change += SUMMED * x.norm(dim=1) * self._longest
+        with rounded_products(x.device):
+            near = F.linear(rounded, self._doubled, norms)  # squared distances less |x|^2
+        least = near.amin(1) if k == 1 else near.topk(k, largest=False).values[:, -1]
+        return near <= (least + 2 * change)[:, None]
+
+    def _compared(
+        self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, count: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `search`, on the device."""
-        rows, norms, found = self.rows.float(), self.norms, []
-        if left_out is not None:
-            norms = norms.masked_fill(torch.from_numpy(left_out).to(norms.device), torch.inf)
-        for part in queries.to(rows.device).split(max(1, BLOCK // self.ntotal)):
-            least, indices = torch.addmm(norms, part, rows.T, alpha=-2).topk(k, largest=False)
-            found.append(((least + part.square().sum(1, keepdim=True)).clamp_(min=0), indices))
-        distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return distances, indices
+        """(Q, D), (P,) queries in order, (P,) a row for each, (Q,) rows of each -> as `search`."""
+        places = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
+        distances = queries.new_full((len(queries), max(k, int(count.max()))), torch.inf)
+        rows = torch.zeros_like(distances, dtype=torch.int64)
+        rows[query, places] = row
+        for some, other, place in zip(*(x.split(PAIRS) for x in (query, row, places)), strict=True):
+            distances[some, place] = (queries[some] - self.rows[other]).square_().sum(1)
+        distances, places = distances.topk(k, largest=False)
+        return distances, rows.gather(1, places)
+
+    def _nearest(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> torch.Tensor:
+        """As `_near`, the k nearest by products that are not rounded."""
+        near = torch.addmm(norms[: self.ntotal], queries - self.mean, (self.rows - self.mean).T, alpha=-2)
+        found = torch.zeros(len(queries), len(norms), dtype=torch.bool, device=near.device)
+        return found.scatter_(1, near.topk(k, largest=False).indices, True) & norms.isfinite()
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    """Values to 10 bits behind the first, as TF32 has them."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def nearby(bank: torch.Tensor, patches: torch.Tensor, seed: int = 0, *, among: bool = True) -> np.ndarray:

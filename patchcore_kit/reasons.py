@@ -7,6 +7,7 @@ some of what lies around it, all on one scale.
 import io
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -259,12 +260,14 @@ def box_of(region: np.ndarray) -> Box:
 
 def packed(images: np.ndarray) -> list[bytes]:
     """(B, H, W, 3) uint8 -> JPEGs, which is how a model keeps what its training images look like."""
-    files = []
-    for image in images:
+
+    def file_of(image: np.ndarray) -> bytes:
         with io.BytesIO() as file:
             Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
-            files.append(file.getvalue())
-    return files
+            return file.getvalue()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(file_of, images))
 
 
 def unpacked(file: bytes) -> np.ndarray:

@@ -336,7 +336,7 @@ def _learn(
             tile += len(tiles)
         count = len(pictures)
         batch = samples[start : start + count]
-        values, known = measure(pictures), sizes[start : start + count]
+        values, known = measure(pictures, detector.backbone.device), sizes[start : start + count]
         stream.add_images([sample.name for sample in batch], known, values, pictures, np.array(sorted(held), int))
         stream.write()
         start += count

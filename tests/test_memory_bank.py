@@ -41,9 +41,35 @@ def test_the_index_for_gpus_finds_the_same(rows, queries, monkeypatch, storage):
 def test_the_index_for_gpus_keeps_to_its_device():
     with FakeTensorMode(), torch.inference_mode():  # shapes and devices without values, or a GPU
         index = memory_bank._TorchIndex(torch.empty(300, 24, device="cuda", dtype=torch.float16))
-        distances, indices = index.nearest(torch.empty(50, 24), 3)
-        assert {distances.device.type, indices.device.type} == {"cuda"}
-        assert distances.shape == indices.shape == (50, 3)
+        near = index._near(torch.empty(50, 24, device="cuda"), index._norms, 3)
+        assert near.device.type == "cuda" and near.dtype == torch.bool and near.shape == (50, 304)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
+)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("alike", [0.01, 0.1, 10])
+def test_the_index_for_gpus_is_exact_where_rounding_is_not(alike, k, device):
+    generator = torch.Generator().manual_seed(0)
+    rows = 100 + alike * torch.randn(3000, 64, generator=generator) + 20 * torch.randn(1, 64, generator=generator)
+    rows[::3] += 5 * torch.randn(1000, 64, generator=generator)
+    queries = rows[:500] + 0.3 * alike * torch.randn(500, 64, generator=generator)
+    distances, indices = memory_bank._TorchIndex(rows.to(device)).search(queries, k)
+    wanted = (queries[:, None].double() - rows.double()).square().sum(2).sort(1)
+    assert (indices == wanted.indices[:, :k].numpy()).mean() > 0.999
+    assert distances == pytest.approx(wanted.values[:, :k].numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_the_index_for_gpus_tells_what_is_no_number():
+    rows = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    queries = rows[:5].clone()
+    queries[2, 3] = torch.nan
+    distances, _ = memory_bank._TorchIndex(rows).search(queries, 1)
+    assert (np.isnan(distances[:, 0]) == [False, False, True, False, False]).all()
+    rows[7] = torch.inf
+    assert not np.isfinite(memory_bank._TorchIndex(rows).search(queries[:2], 1)[0]).any()
 
 
 @pytest.fixture(scope="module")
