@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import cycle, islice, product
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from PIL import Image
 
 from patchcore_kit import coreset
 from patchcore_kit.appearance import measure
-from patchcore_kit.backbones import find_device, full_precision
+from patchcore_kit.backbones import PRECISIONS, find_device, tf32
 from patchcore_kit.datasets import as_samples
 from patchcore_kit.detector import CALIBRATED
 from patchcore_kit.errors import short
@@ -271,7 +271,7 @@ class Case:
             f"frames to network input, one of {threads} threads": lambda: [
                 detector.transform.image(s) for s in samples
             ],
-            "appearance, on the CPU": lambda: measure(batch),
+            "appearance": lambda: measure(batch, self.device),
             "to the device, normalised": lambda: normalise(batch, self.device),
             "network": lambda: self.network(normalise(batch, self.device)),
             "patch rows": lambda: detector.embedding(maps),
@@ -332,34 +332,28 @@ class Case:
         network, cuda = self.network, self.device.type == "cuda"
 
         def bare(images: torch.Tensor, model: torch.nn.Module = network._network) -> list[torch.Tensor]:
-            with full_precision(self.device):
+            with tf32(self.device, False):
                 return model(images)
 
         def benchmarked(images: torch.Tensor) -> list[torch.Tensor]:
             with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
                 return network._network(images)
 
-        def rounded(images: torch.Tensor) -> list[torch.Tensor]:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-                return network._network(images)
+        def channels_last() -> Figures:
+            model = copy.deepcopy(network._network).to(memory_format=torch.channels_last)
+            return self.alone(lambda x: bare(x, model), "network alone, channels last")
 
-        def channels_first() -> Figures:
-            model = copy.deepcopy(network._network).to(memory_format=torch.contiguous_format)
-            return self.alone(lambda x: bare(x.contiguous(), model), "network alone, channels first")
+        def other(precision: str) -> Figures:
+            network = pk.load_backbone(self.name, weights="random", device=self.device, precision=precision)
+            yield from self.alone(network, f"network alone, {precision}")
+            yield from self.rates(f"frames, {precision}", self.frames[1], self.amounts.frames[-1:], network)
 
-        def half() -> Figures:
-            other = pk.load_backbone(self.name, weights="random", device=self.device, precision="bfloat16")
-            yield from self.alone(other, "network alone, bfloat16")
-            yield from self.rates("frames, bfloat16", self.frames[1], self.amounts.frames[-1:], other)
-
-        found = {
-            "bfloat16": half,
+        found = {precision: partial(other, precision) for precision in PRECISIONS if precision != network.precision} | {
             "without the check of its values": lambda: self.alone(bare, "network alone, its values unchecked"),
-            "channels first": channels_first,
+            "channels last": channels_last,
         }
         if cuda:
             found |= {
-                "TF32": lambda: self.alone(rounded, "network alone, TF32"),
                 "cuDNN's choice by trying": lambda: self.alone(benchmarked, "network alone, cuDNN's fastest"),
                 "CUDA graph": self.graph,
             }
@@ -369,8 +363,8 @@ class Case:
         """The network as one CUDA graph, with its values unchecked."""
         batch = normalise(self.batch, self.device)
         for size, _ in self.amounts.frames:
-            fixed, graph = batch[:size].clone(memory_format=torch.channels_last), torch.cuda.CUDAGraph()
-            with full_precision(self.device):
+            fixed, graph = batch[:size].clone(memory_format=self.network._layout), torch.cuda.CUDAGraph()
+            with tf32(self.device, False):
                 stream = torch.cuda.Stream()
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
@@ -390,7 +384,7 @@ class Case:
         model = torch.compile(self.network._network, dynamic=False)
 
         def run(images: torch.Tensor) -> list[torch.Tensor]:
-            with full_precision(self.device):
+            with tf32(self.device, False):
                 return model(images)
 
         return self.alone(run, "network alone, torch.compile")

@@ -26,7 +26,8 @@ from patchcore_kit.weights import Source, download, find, read, resolve
 
 LOGGER = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDING = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.02}
 
 
 class Backbone:
@@ -59,7 +60,8 @@ class Backbone:
         # a GPU computes float32 a quarter faster the other way round
         first = device.type == "cuda" and precision == "float32"
         self._layout = torch.contiguous_format if first else torch.channels_last
-        self._network = convert_conv2d_weight_memory_format(folded.to(getattr(torch, precision)), self._layout)
+        self._network = convert_conv2d_weight_memory_format(folded.to(PRECISIONS[precision]), self._layout)
+        self._known: dict[tuple[int, int], list[torch.Size]] = {}
         self._size = size  # (H, W) that the network was made for
         self._patch = patch  # (H, W) whose multiples it takes, if that is the rule
         try:
@@ -74,15 +76,18 @@ class Backbone:
         )
 
     def _shapes(self, size: tuple[int, int]) -> list[torch.Size]:
-        """The layers' output shapes for one image, found without computing anything."""
+        """The layers' output shapes for one image, found without computing anything, and once."""
+        if size in self._known:
+            return self._known[size]
         with FakeTensorMode() as fake, torch.inference_mode():
             state = {
                 name: fake.from_tensor(tensor)
                 for name, tensor in [*self._network.named_parameters(), *self._network.named_buffers()]
             }
-            image = torch.empty(1, 3, *size, device=self.device, dtype=getattr(torch, self.precision))
+            image = torch.empty(1, 3, *size, device=self.device, dtype=PRECISIONS[self.precision])
             outputs = torch.func.functional_call(self._network, state, (image,))
-            return [getattr(output, "shape", torch.Size()) for output in outputs]  # some layers return tuples
+        self._known[size] = [getattr(output, "shape", torch.Size()) for output in outputs]  # some layers return tuples
+        return self._known[size]
 
     def _format(self, layer: str, shape: torch.Size, prefix_tokens: int) -> str | int:
         """How a layer lays out its map: "NCHW", "NHWC", or the number of tokens (class, ...) before the map's."""
@@ -111,8 +116,8 @@ class Backbone:
         height, width = images.shape[2:]
         with torch.inference_mode():
             try:
-                with full_precision(self.device):
-                    images = images.to(self.device, getattr(torch, self.precision))
+                with tf32(self.device, self.precision == "tf32"):
+                    images = images.to(self.device, PRECISIONS[self.precision])
                     outputs = self._network(images.contiguous(memory_format=self._layout))
             except Exception as error:
                 try:
@@ -185,7 +190,7 @@ class Backbone:
     @property
     def rounding(self) -> float:
         """Share of a map's largest value by which the maps of two equal images may differ."""
-        return 0.02 if self.precision == "bfloat16" else 1e-3
+        return ROUNDING[self.precision]
 
     @property
     def is_random(self) -> bool:
@@ -211,29 +216,23 @@ def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions in float32 as on the CPU. GPUs round their input to 10 bits otherwise, and the coreset differs."""
+def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Whether a GPU rounds what it multiplies to 10 bits, which takes it a fifth of the time.
+
+    torch rounds so in convolutions, unless it is told not to; then the coreset differs from the CPU's.
+    """
     if device.type != "cuda":
         yield
         return
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = allowed
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-@contextlib.contextmanager
-def rounded_products(device: torch.device) -> Iterator[None]:
-    """Products of matrices for which a GPU may round to 10 bits (TF32), which takes it an eighth of the time."""
-    if device.type != "cuda":
-        yield
-        return
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
 
 
 def load_backbone(
@@ -255,7 +254,8 @@ def load_backbone(
         and Hugging Face, then downloads; or a file, which may stop after the last used layer; or "random", drawn
         by `seed`
     device: "cpu", "cuda" or "cuda:1"
-    precision: "float32", or "bfloat16", which GPUs and CPUs with AVX512-BF16 or AMX compute about twice as fast
+    precision: "float32"; "tf32", which GPUs compute several times as fast, and CPUs as float32; or "bfloat16", which
+        CPUs with AVX512-BF16 or AMX compute about twice as fast, and GPUs faster still
     Raises SettingsError for names, layers and devices that do not exist, and WeightsError for weights that are not
     found (within two seconds where there is no network), cannot be read or do not fit.
     """

@@ -23,7 +23,7 @@ from patchcore_kit.progress import Line, line_of
 CANDIDATES = 2048  # rows considered in one pass; a pass keeps 300 to 900 of them on real features
 FEWEST = 512  # in the first passes, which keep few
 BLOCK = 1024  # rows compared with a pass's choices at a time: the distances then stay in the processor's cache
-GPU_BLOCK = 2**14  # and in a GPU's
+GPU_BLOCK = 2**15  # and in a GPU's
 ROWS = 2**14  # rows projected, or gathered, at a time
 PIVOTS = 500  # choices after which the triangle inequality is asked what can be left out
 SHELL = 64  # rows that are left out together
@@ -321,7 +321,10 @@ def _greedy_within(
     rows: torch.Tensor, norms: torch.Tensor, wide: torch.Tensor, distances: torch.Tensor, bound: float, limit: int
 ) -> torch.Tensor:
     """Positions of up to `limit` greedy choices among the candidates, while the farthest is at least at `bound`."""
-    between = products(rows, -2 * rows, wide).add_(norms[:, None]).cpu().numpy()
+    between = products(rows, -2 * rows, wide).add_(norms[:, None])
+    if between.is_cuda:  # by way of memory that the system does not move, which is five times as fast
+        between = torch.empty(between.shape, pin_memory=True).copy_(between)
+    between = between.numpy()
     distances = distances.cpu().numpy().copy()
     picks = []
     while len(picks) < min(limit, len(rows)):

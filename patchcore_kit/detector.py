@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -333,10 +334,10 @@ class PatchCore:
         self, samples: Sequence[Sample], good: np.ndarray, sizes: np.ndarray, passing: "_Passing", notes: Notes
     ) -> None:
         """Add to what is known of the training images: which were learnt, which were not, and what they look like."""
-        suspected = [samples[i].name for i in np.delete(np.arange(len(samples)), good)]
+        suspected, files = [samples[i].name for i in np.delete(np.arange(len(samples)), good)], passing.files
         self.train_names_ += tuple(samples[i].name for i in good)
         self.suspects_ += tuple(suspected)
-        self.photographs_ += tuple(passing.files[i] for i in good)
+        self.photographs_ += tuple(files[i] for i in good)
         self.sizes_ = np.concatenate([self.sizes_, sizes[good]])
         new = Appearance(passing.values[good], sizes[good])
         self.appearance_ = new if self.appearance_ is None else self.appearance_.joined(new)
@@ -902,14 +903,20 @@ class _Passing:
     """
 
     def __init__(self, device: torch.device, *, keep: bool = False) -> None:
-        self.device, self.keep, self.images, self.files = device, keep, np.empty(0), []
+        self.device, self.keep, self.images = device, keep, np.empty(0)
+        self._files: list[Future[list[bytes]]] = []
+        self._pool = ThreadPoolExecutor(1)  # while the network has the next batch
         self._values: list[np.ndarray] = []
 
     def __call__(self, images: np.ndarray) -> None:
         self.images = images
         self._values.append(measure(images, self.device))
         if self.keep:
-            self.files += reasons.packed(images)
+            self._files.append(self._pool.submit(reasons.packed, images))
+
+    @property
+    def files(self) -> list[bytes]:
+        return [file for batch in self._files for file in batch.result()]
 
     @property
     def values(self) -> np.ndarray:

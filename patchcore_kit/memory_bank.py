@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchcore_kit.backbones import rounded_products
+from patchcore_kit.backbones import tf32
 from patchcore_kit.errors import SettingsError, check_choice
 from patchcore_kit.patches import products
 
@@ -30,7 +30,7 @@ ROWS = 2**14  # rows turned into float32 at a time
 QUERIES = 512  # compared in full at a time
 WIDTH = 64  # rows that a query is compared with at a time where there is no end of them
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
-WHOLE = 16  # rows there are a multiple of: its products of matrices are slow otherwise
+GROUP = 64  # rows there that are looked into together; products of matrices are slow unless a multiple of 16
 SUMMED = 2**-12  # of both lengths, by which adding up may change a product there
 FEWER = 64  # rows that may be the nearest there, and are compared one by one; of more, all are
 PAIRS = 2**16  # compared so at a time
@@ -384,7 +384,7 @@ class _TorchIndex:
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.ntotal = rows, len(rows)
         self.mean = rows.mean(0, dtype=torch.float32)
-        whole = -(-len(rows) // WHOLE) * WHOLE
+        whole = -(-len(rows) // GROUP) * GROUP
         self._doubled = torch.zeros(whole, rows.shape[1], device=rows.device)
         self._norms = torch.full((whole,), torch.inf, device=rows.device)
         self._longest = self._lost = torch.zeros((), device=rows.device)
@@ -403,33 +403,42 @@ class _TorchIndex:
         if left_out is not None:
             out = torch.from_numpy(left_out).to(norms.device)
             norms = norms.masked_fill(F.pad(out, (0, len(norms) - len(out))), torch.inf)
-        most = min(max(k, FEWER), self.ntotal)
         for part in queries.split(max(1, BLOCK // len(norms))):
-            near = self._near(part, norms, k)
-            count = near.sum(1)
-            many = (count < k) | (count > most)  # none at all where values are no numbers
+            query, row = self._near(part, norms, k)
+            count = torch.bincount(query, minlength=len(part))
+            many = (count < k) | (count > max(k, FEWER))  # none at all where values are no numbers
             if many.any():
-                near[many] = self._nearest(part[many], norms, most)
-                count = near.sum(1)
-            found.append(self._compared(part, *near.nonzero(as_tuple=True), count, k))
+                few = ~many[query]
+                others = self._nearest(part, many.nonzero()[:, 0], norms, min(max(k, FEWER), self.ntotal))
+                query, row = (torch.cat(both) for both in zip((query[few], row[few]), others, strict=True))
+                query, order = query.sort(stable=True)
+                row = row[order]
+            found.append(self._compared(part, query, row, k))
         distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return distances.cpu().numpy(), indices.cpu().numpy()
 
-    def _near(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> torch.Tensor:
-        """(Q, D) -> (Q, M and what fills it up) bool: rows that may be among the k nearest."""
+    def _near(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(Q, D) -> pairs of a query, in order, and a row that may be among its k nearest: (P,) and (P,)."""
         x = queries - self.mean
         rounded = _rounded(x)
         change = 2 * ((x - rounded).norm(dim=1) * self._longest + rounded.norm(dim=1) * self._lost)
         change += SUMMED * x.norm(dim=1) * self._longest
-        with rounded_products(x.device):
+        with tf32(x.device, True):
             near = F.linear(rounded, self._doubled, norms)  # squared distances less |x|^2
-        least = near.amin(1) if k == 1 else near.topk(k, largest=False).values[:, -1]
-        return near <= (least + 2 * change)[:, None]
+        near = near.unflatten(1, (-1, GROUP))
+        groups = near.amin(2)
+        # the k-th least group's least value is one that k rows are within
+        bound = groups.topk(min(k, groups.shape[1]), largest=False).values[:, -1] if k > 1 else groups.amin(1)
+        bound += 2 * change if k <= groups.shape[1] else torch.inf
+        query, group = (groups <= bound[:, None]).nonzero(as_tuple=True)
+        pair, place = (near[query, group] <= bound[query, None]).nonzero(as_tuple=True)
+        return query[pair], group[pair] * GROUP + place
 
     def _compared(
-        self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, count: torch.Tensor, k: int
+        self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q, D), (P,) queries in order, (P,) a row for each, (Q,) rows of each -> as `search`."""
+        """(Q, D), pairs as `_near` gives them -> squared distances (Q, k), nearest first, and indices (Q, k)."""
+        count = torch.bincount(query, minlength=len(queries))
         places = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
         distances = queries.new_full((len(queries), max(k, int(count.max()))), torch.inf)
         rows = torch.zeros_like(distances, dtype=torch.int64)
@@ -439,11 +448,15 @@ class _TorchIndex:
         distances, places = distances.topk(k, largest=False)
         return distances, rows.gather(1, places)
 
-    def _nearest(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> torch.Tensor:
-        """As `_near`, the k nearest by products that are not rounded."""
-        near = torch.addmm(norms[: self.ntotal], queries - self.mean, (self.rows - self.mean).T, alpha=-2)
-        found = torch.zeros(len(queries), len(norms), dtype=torch.bool, device=near.device)
-        return found.scatter_(1, near.topk(k, largest=False).indices, True) & norms.isfinite()
+    def _nearest(
+        self, queries: torch.Tensor, some: torch.Tensor, norms: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(Q, D), (n,) indices of them -> as `_near`: with the k nearest of each by products that are not rounded."""
+        norms = norms[: self.ntotal]
+        near = torch.addmm(norms, queries[some] - self.mean, (self.rows - self.mean).T, alpha=-2)
+        rows = near.topk(k, largest=False).indices.flatten()
+        there = norms[rows].isfinite()
+        return some.repeat_interleave(k)[there], rows[there]
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:

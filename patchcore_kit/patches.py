@@ -16,7 +16,7 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 
-from patchcore_kit.backbones import Backbone, full_precision
+from patchcore_kit.backbones import Backbone, tf32
 from patchcore_kit.errors import SettingsError, whole_number
 from patchcore_kit.tiles import Tiling
 
@@ -70,6 +70,9 @@ class PatchEmbedding:
         done = 0
         for layer, x in zip(self.layers, maps, strict=True):
             y = layer.convolve(x)  # (B, stop - start, h_l, w_l)
+            y = y.contiguous(
+                memory_format=torch.channels_last
+            )  # a GPU resizes the other way round forty times as slowly
             if y.shape[-2:] != (h, w):
                 y = F.interpolate(y, size=(h, w), mode="bilinear", align_corners=False)
             y = y.permute(0, 2, 3, 1)
@@ -169,7 +172,7 @@ class _LayerEmbedding:
         """(B, C, h, w) -> (B, stop - start, h', w')."""
         if self.reads is not None:
             x = x.index_select(1, self.reads)
-        with full_precision(x.device):
+        with tf32(x.device, False):
             y = F.conv2d(x, self.weight.to(x.dtype), padding=self.padding, groups=self.groups)
         return y[:, : self.stop - self.start]
 

@@ -7,7 +7,6 @@ some of what lies around it, all on one scale.
 import io
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -260,14 +259,12 @@ def box_of(region: np.ndarray) -> Box:
 
 def packed(images: np.ndarray) -> list[bytes]:
     """(B, H, W, 3) uint8 -> JPEGs, which is how a model keeps what its training images look like."""
-
-    def file_of(image: np.ndarray) -> bytes:
+    files = []
+    for image in images:
         with io.BytesIO() as file:
             Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
-            return file.getvalue()
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(file_of, images))
+            files.append(file.getvalue())
+    return files
 
 
 def unpacked(file: bytes) -> np.ndarray:

@@ -97,7 +97,7 @@ EXTRAS: Mapping[str, Callable[[object], bool]] = {
 # and those that earlier versions did not have
 LATER: Mapping[str, Callable[[object], bool]] = {
     "bits": lambda value: value is None or _number(8, 32)(value),
-    "precision": lambda value: value in ("float32", "bfloat16"),
+    "precision": lambda value: value in ("float32", "tf32", "bfloat16"),
 }
 
 # what the arrays beside a bank can be: see `arrays.Kind`; M rows of D values, n images of C cells

@@ -6,9 +6,8 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ MASK_RULES = ("inside", "nearest")
 # one of 32:1, and one of 3:2 from 4700 pixels on. Of more only the middle is resized.
 MOST_PIXELS = 2**25
 SQUEEZED = 0.1  # by which sides may be out of proportion, as a share, without a word
+AHEAD = 2  # batches that are read before they are needed
 SHARE_SEEN = 0.7  # of an image; the usual crop of a square leaves 0.77
 
 
@@ -286,19 +286,25 @@ def read_batches(
 ) -> Iterator[np.ndarray]:
     """Apply `read` to every sample, in threads and two batches ahead, and stack: arrays (up to B, ...), in order.
 
-    Pillow decodes and resizes outside Python's lock, so threads are enough, and they start at once everywhere.
+    Pillow decodes and resizes outside Python's lock, so threads are enough, and they start at once everywhere. One more
+    stacks: where many threads want that lock, a thread that lets go of it often, as copying does, waits for it long.
     """
-    workers = workers or os.cpu_count()
-    with ThreadPoolExecutor(workers, initializer=_give_way) as pool:
-        waiting = iter(samples)
-        pending = deque(pool.submit(read, sample) for sample in islice(waiting, 2 * batch_size))
-        batch = []
+
+    def stacked(images: Sequence[Future[np.ndarray]]) -> np.ndarray:
+        return np.stack([image.result() for image in images])
+
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count(), initializer=_give_way) as pool,
+        ThreadPoolExecutor(1, initializer=_give_way) as stacker,
+    ):
+        pending = deque()
+        for start in range(0, len(samples), batch_size):
+            images = [pool.submit(read, sample) for sample in samples[start : start + batch_size]]
+            pending.append(stacker.submit(stacked, images))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
         while pending:
-            batch.append(pending.popleft().result())
-            pending.extend(pool.submit(read, sample) for sample in islice(waiting, 1))
-            if len(batch) == batch_size or not pending:
-                yield np.stack(batch)
-                batch = []
+            yield pending.popleft().result()
 
 
 def _give_way() -> None:

@@ -143,8 +143,14 @@ def test_bfloat16(images: torch.Tensor) -> None:
         assert output.dtype == torch.float32
         error = (output - wanted).norm() / wanted.norm()
         assert 1e-5 < error < 0.02
-    with pytest.raises(SettingsError, match="unknown precision 'float16': there are float32, bfloat16"):
+    with pytest.raises(SettingsError, match="unknown precision 'float16': there are float32, tf32, bfloat16"):
         load_backbone("resnet18", weights="random", precision="float16")
+
+
+def test_tf32_is_float32_without_a_gpu(images: torch.Tensor) -> None:
+    exact, rounded = (load_backbone("resnet18", weights="random", precision=how) for how in ("float32", "tf32"))
+    assert rounded.precision == "tf32" and rounded.fingerprint == exact.fingerprint
+    assert all(map(torch.equal, rounded(images), exact(images)))
 
 
 def test_nothing_after_the_last_layer_is_kept_and_nothing_is_trainable(images: torch.Tensor) -> None:
@@ -343,7 +349,8 @@ def test_weights_as_dinos_makers_published_them(tmp_path: Path) -> None:
 def test_a_dino_in_bfloat16_and_in_another_process(name: str, size: tuple[int, int]) -> None:
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     exact, half = (
-        load_backbone(name, ("blocks.1",), weights="random", precision=precision) for precision in backbones.PRECISIONS
+        load_backbone(name, ("blocks.1",), weights="random", precision=precision)
+        for precision in ("float32", "bfloat16")
     )
     assert exact.fingerprint == half.fingerprint
     (wanted,) = exact(images)

@@ -41,8 +41,8 @@ def test_the_index_for_gpus_finds_the_same(rows, queries, monkeypatch, storage):
 def test_the_index_for_gpus_keeps_to_its_device():
     with FakeTensorMode(), torch.inference_mode():  # shapes and devices without values, or a GPU
         index = memory_bank._TorchIndex(torch.empty(300, 24, device="cuda", dtype=torch.float16))
-        near = index._near(torch.empty(50, 24, device="cuda"), index._norms, 3)
-        assert near.device.type == "cuda" and near.dtype == torch.bool and near.shape == (50, 304)
+        assert {index.mean.device.type, index._doubled.device.type, index._norms.device.type} == {"cuda"}
+        assert index._doubled.shape == (320, 24)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,11 @@ def test_the_index_for_gpus_is_exact_where_rounding_is_not(alike, k, device):
     rows = 100 + alike * torch.randn(3000, 64, generator=generator) + 20 * torch.randn(1, 64, generator=generator)
     rows[::3] += 5 * torch.randn(1000, 64, generator=generator)
     queries = rows[:500] + 0.3 * alike * torch.randn(500, 64, generator=generator)
-    distances, indices = memory_bank._TorchIndex(rows.to(device)).search(queries, k)
-    wanted = (queries[:, None].double() - rows.double()).square().sum(2).sort(1)
+    left_out = np.arange(3000) % 2 == 0
+    distances, indices = memory_bank._TorchIndex(rows.to(device)).search(queries, k, left_out)
+    wanted = (queries[:, None].double() - rows.double()).square().sum(2)
+    wanted[:, left_out] = torch.inf
+    wanted = wanted.sort(1)
     assert (indices == wanted.indices[:, :k].numpy()).mean() > 0.999
     assert distances == pytest.approx(wanted.values[:, :k].numpy(), rel=1e-4, abs=1e-4)
 

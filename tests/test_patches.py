@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchcore_kit.backbones import full_precision
+from patchcore_kit.backbones import tf32
 from patchcore_kit.errors import SettingsError
 from patchcore_kit.patches import PatchEmbedding, PatchRows
 
@@ -84,10 +84,15 @@ def test_float16_refuses_what_it_cannot_hold():
         PatchRows(PatchEmbedding([5]), [[maps]], "float16")
 
 
-def test_gpus_are_asked_for_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with full_precision(torch.device("cuda")):
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
-    with full_precision(torch.device("cpu")):
-        assert torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize("allowed", [True, False])
+def test_gpus_are_told_whether_they_may_round(allowed):
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    with tf32(torch.device("cuda"), allowed):
+        assert [place.allow_tf32 for place in places] == [allowed, allowed]
+        with tf32(torch.device("cpu"), not allowed):
+            assert [place.allow_tf32 for place in places] == [allowed, allowed]
+        with tf32(torch.device("cuda"), not allowed):
+            assert [place.allow_tf32 for place in places] == [not allowed, not allowed]
+        assert [place.allow_tf32 for place in places] == [allowed, allowed]
+    assert [place.allow_tf32 for place in places] == before
