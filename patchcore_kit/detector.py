@@ -551,19 +551,32 @@ class PatchCore:
                 notes.add(sample.where, f"is of another category than the model's, {self.category_}")
         notes.tell()
         unmasked = [sample for sample in samples if sample.mask_path is None and sample.label != 0]
-        passing, found, start = _Passing(self.backbone.device), [], 0
+        passing, start = _Passing(self.backbone.device), 0
         scores = np.empty(len(samples), dtype=np.float32)
         maps = np.empty((len(samples), *self.transform.size), dtype=np.float32)
-        features = self._feature_maps(samples, "score images", notes, line, passing)
-        for chunks, count in self._images_of(self.embedding.each(features, self.tiling_)):
-            compared, here = self._compare(chunks, count, strangest=int(self.reweight > 0)), slice(start, start + count)
+
+        @torch.inference_mode()
+        def judged(start: int, pictures: np.ndarray, compared: _Compared) -> list[tuple]:
+            count, found = len(pictures), []
+            here = slice(start, start + count)
             scores[here], maps[here], patches = self._scored(compared)
             for i, number in enumerate(range(start, start + count)):
                 if self.calibration_ is None or scores[number] > self.calibration_.look.value:
                     own = None if compared.rows is None else compared.rows.view(count, -1, compared.rows.shape[1])[i]
-                    rows = partial(self._rows_of, passing.images[i], own)
-                    found += self._places(number, passing.images[i], rows, maps[number], patches[i], sizes[number])
-            start += count
+                    rows = partial(self._rows_of, pictures[i], own)
+                    found += self._places(number, pictures[i], rows, maps[number], patches[i], sizes[number])
+            return found
+
+        features = self._feature_maps(samples, "score images", notes, line, passing)
+        on_gpu, last, found = self.backbone.device.type == "cuda", None, []
+        with ThreadPoolExecutor(1) as beside:  # where a GPU goes on meanwhile
+            for chunks, count in self._images_of(self.embedding.each(features, self.tiling_)):
+                compared = self._compare(chunks, count, strangest=int(self.reweight > 0))
+                found += last.result() if last else []
+                last = beside.submit(judged, start, passing.images, compared) if on_gpu else None
+                found += [] if on_gpu else judged(start, passing.images, compared)
+                start += count
+        found += last.result() if last else []
         remarks = self._remarks(passing.values, sizes, samples, notes)
         return Predictions(
             scores=scores,

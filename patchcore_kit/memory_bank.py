@@ -30,7 +30,7 @@ ROWS = 2**14  # rows turned into float32 at a time
 QUERIES = 512  # compared in full at a time
 WIDTH = 64  # rows that a query is compared with at a time where there is no end of them
 BLOCK = 2**27  # distances computed at once on a GPU: half a gigabyte
-GROUP = 64  # rows there that are looked into together; products of matrices are slow unless a multiple of 16
+WHOLE = 64  # rows there are filled up to a multiple of: its products of matrices are slow otherwise
 SUMMED = 2**-12  # of both lengths, by which adding up may change a product there
 FEWER = 64  # rows that may be the nearest there, and are compared one by one; of more, all are
 PAIRS = 2**16  # compared so at a time
@@ -384,7 +384,7 @@ class _TorchIndex:
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.ntotal = rows, len(rows)
         self.mean = rows.mean(0, dtype=torch.float32)
-        whole = -(-len(rows) // GROUP) * GROUP
+        whole = -(-len(rows) // WHOLE) * WHOLE
         self._doubled = torch.zeros(whole, rows.shape[1], device=rows.device)
         self._norms = torch.full((whole,), torch.inf, device=rows.device)
         self._longest = self._lost = torch.zeros((), device=rows.device)
@@ -425,14 +425,8 @@ class _TorchIndex:
         change += SUMMED * x.norm(dim=1) * self._longest
         with tf32(x.device, True):
             near = F.linear(rounded, self._doubled, norms)  # squared distances less |x|^2
-        near = near.unflatten(1, (-1, GROUP))
-        groups = near.amin(2)
-        # the k-th least group's least value is one that k rows are within
-        bound = groups.topk(min(k, groups.shape[1]), largest=False).values[:, -1] if k > 1 else groups.amin(1)
-        bound += 2 * change if k <= groups.shape[1] else torch.inf
-        query, group = (groups <= bound[:, None]).nonzero(as_tuple=True)
-        pair, place = (near[query, group] <= bound[query, None]).nonzero(as_tuple=True)
-        return query[pair], group[pair] * GROUP + place
+        least = near.amin(1) if k == 1 else near.topk(k, largest=False).values[:, -1]
+        return (near <= (least + 2 * change)[:, None]).nonzero(as_tuple=True)
 
     def _compared(
         self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, k: int

@@ -83,14 +83,17 @@ class PatchEmbedding:
         return out
 
     def each(self, batches: Iterable[Sequence[torch.Tensor]], tiling: Tiling | None = None) -> Iterator[torch.Tensor]:
-        """The rows of every batch in turn, all in the same memory, for new memory costs as much as the embedding.
+        """The rows of every batch in turn. With tiles, the rows of one tile after another.
 
-        So the rows of one batch are gone with the next. With tiles, the rows of one tile after another.
+        On a CPU all are in the same memory, for new memory costs as much as the embedding: those of one batch are gone
+        with the next.
         """
         memory, tile = (), 0
         for maps in batches:
             needed = len(maps[0]) * math.prod(self.grid(maps))
-            if needed > len(memory):
+            if maps[0].is_cuda:
+                rows = self(maps)
+            elif needed > len(memory):
                 memory = rows = self(maps)
             else:
                 rows = self(maps, out=memory[:needed])

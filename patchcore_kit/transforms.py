@@ -128,7 +128,15 @@ class Transform:
         return F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
 
     def image(self, sample: Sample, content: bytes | None = None, notes: Notes | None = None) -> np.ndarray:
-        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
+        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`.
+
+        Of a frame that needs no resize it is a part, not a copy.
+        """
+        frame = sample.source
+        colours = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
+        if colours and self.resized(frame.shape[:2]) == frame.shape[:2]:
+            top, left = (round((whole - cut) / 2) for whole, cut in zip(frame.shape[:2], self.size, strict=True))
+            return frame[top : top + self.size[0], left : left + self.size[1]]
         image = read_pixels(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
         return np.array(self._fit(image, InterpolationMode.BILINEAR).convert("RGB"))
 

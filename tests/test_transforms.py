@@ -239,3 +239,13 @@ def test_a_row_of_pixels_is_told_without_an_image_size_that_nobody_can_use(tmp_p
     path = saved(tmp_path / "a.png", np.zeros((1, 8000), dtype=np.uint8))
     (line,) = noted(path, Transform(), caplog)[1]
     assert line.endswith("of its 8000x1 pixels the network sees 0%, the central square: cut it into pieces to see more")
+
+
+@pytest.mark.parametrize("resize", [64, (48, 70)])
+@pytest.mark.parametrize("size", [(64, 91), (77, 64), (48, 70)])
+def test_a_frame_that_needs_no_resize_is_used_as_it_is(size, resize):
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    transform = Transform(resize, 51)
+    image = transform.image(as_samples([frame])[0])
+    assert np.array_equal(image, transform.image(as_samples([Image.fromarray(frame)])[0]))
+    assert np.shares_memory(image, frame) == (transform.resized(size) == size)
