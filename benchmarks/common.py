@@ -1,8 +1,11 @@
 """What the benchmarks share: which category and weights, images of the original size, device, timing, peak memory."""
 
+import json
 import os
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +90,16 @@ def gpu_gigabytes(stage: Callable[[], object]) -> float:
     before = torch.cuda.memory_allocated()
     stage()
     return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def in_own_process(script: str, task: object) -> object:
+    """What a benchmark says of a task, both as JSON, if it is started with `--one`.
+
+    Raises CalledProcessError if it fails.
+    """
+    child = [sys.executable, script, "--one"]
+    done = subprocess.run(child, input=json.dumps(task), stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_gigabytes() -> float:

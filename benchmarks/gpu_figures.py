@@ -331,17 +331,22 @@ class Case:
         """The network in other ways than the kit's, which show what these would gain; most need a GPU."""
         network, cuda = self.network, self.device.type == "cuda"
 
-        def bare(images: torch.Tensor, model: torch.nn.Module = network._network) -> list[torch.Tensor]:
+        def bare(images: torch.Tensor) -> list[torch.Tensor]:
             with tf32(self.device, False):
-                return model(images)
+                return network._network(images.contiguous(memory_format=network._layout))
 
         def benchmarked(images: torch.Tensor) -> list[torch.Tensor]:
             with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-                return network._network(images)
+                return network._network(images.contiguous(memory_format=network._layout))
 
         def channels_last() -> Figures:
             model = copy.deepcopy(network._network).to(memory_format=torch.channels_last)
-            return self.alone(lambda x: bare(x, model), "network alone, channels last")
+
+            def run(images: torch.Tensor) -> list[torch.Tensor]:
+                with tf32(self.device, False):
+                    return model(images)
+
+            return self.alone(run, "network alone, channels last")
 
         def other(precision: str) -> Figures:
             network = pk.load_backbone(self.name, weights="random", device=self.device, precision=precision)
@@ -385,7 +390,7 @@ class Case:
 
         def run(images: torch.Tensor) -> list[torch.Tensor]:
             with tf32(self.device, False):
-                return model(images)
+                return model(images.contiguous(memory_format=self.network._layout))
 
         return self.alone(run, "network alone, torch.compile")
 

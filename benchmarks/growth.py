@@ -12,7 +12,6 @@ import patchcore_kit as pk  # before torch
 # isort: split
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from common import choose_category, peak_gigabytes, weights_file
+from common import choose_category, in_own_process, peak_gigabytes, weights_file
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 from PIL import Image, ImageOps
@@ -66,9 +65,7 @@ def measure(train: list[Path], test: list[Path], settings: dict) -> dict[str, fl
 
 def run(train: list[Path], test: list[Path], settings: dict) -> dict[str, float]:
     """`measure` in a process of its own."""
-    task = json.dumps([[str(path) for path in train], [str(path) for path in test], settings])
-    child = [sys.executable, __file__, "--one"]
-    return json.loads(subprocess.run(child, input=task, check=True, capture_output=True, text=True).stdout)
+    return in_own_process(__file__, [[str(path) for path in train], [str(path) for path in test], settings])
 
 
 def exponent(x: list[float], y: list[float]) -> float:

@@ -29,7 +29,7 @@ import click
 import faiss
 import numpy as np
 import pandas as pd
-from common import choose_category, peak_gigabytes, weights_file
+from common import choose_category, in_own_process, peak_gigabytes, weights_file
 from matplotlib import pyplot as plt
 from PIL import Image, ImageEnhance
 
@@ -83,21 +83,22 @@ def stream(task: dict) -> dict:
     imports, started = resident_gigabytes(), time.perf_counter()
     images = made(category, task["images"], seen, task["die_at"])
     detector.fit(images, memory=task["memory"], checkpoint=task["checkpoint"])
+    seconds, peak = time.perf_counter() - started, peak_gigabytes()  # before the rows are copied
     digest = hashlib.sha256(detector.bank_.rows.tobytes() + detector.bank_.images.tobytes()).hexdigest()[:16]
     return {
-        "seconds": time.perf_counter() - started, "peak": peak_gigabytes(), "imports": imports, "digest": digest,
+        "seconds": seconds, "peak": peak, "imports": imports, "digest": digest,
         "bank": len(detector.bank_), "cells": detector.tiling_.cells, "seen": seen, "reductions": reductions,
     }  # fmt: skip
 
 
 def run(task: dict) -> dict | None:
     """`stream` in a process of its own; None if it was killed."""
-    child = [sys.executable, __file__, "--one"]
-    done = subprocess.run(child, input=json.dumps(task), stdout=subprocess.PIPE, text=True)
-    if done.returncode == -signal.SIGKILL:
+    try:
+        return in_own_process(__file__, task)
+    except subprocess.CalledProcessError as error:
+        if error.returncode != -signal.SIGKILL:
+            raise
         return None
-    done.check_returncode()
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(found: dict, path: Path) -> None:
@@ -214,7 +215,8 @@ def main(
         killed = run(task | {"checkpoint": checkpoint, "die_at": images // 2})
         again = run(task | {"checkpoint": checkpoint, "die_at": None})
         click.echo(
-            f"killed at image {images // 2}: {'yes' if killed is None else 'no'}; gone on, {again['seconds']:.0f} s; "
+            f"killed at image {images // 2}: {'yes' if killed is None else 'no'}; gone on, {again['seconds']:.0f} s, "
+            f"peak {again['peak']:.2f} GB; "
             f"the same bank: {again['digest'] == whole['digest']}"
         )
 

@@ -11,7 +11,6 @@ import patchcore_kit as pk  # before torch
 
 # isort: split
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 import click
 import numpy as np
 import scipy.ndimage
-from common import peak_gigabytes, weights_file
+from common import in_own_process, peak_gigabytes, weights_file
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from patchcore_kit.tiles import Tiling
@@ -66,12 +66,27 @@ def web(task: dict) -> dict:
     detector.fit(train, memory=task["memory"])
     fitted, middle = time.perf_counter(), peak_gigabytes()
     found = detector.predict(test)
+    predicted, most = time.perf_counter(), peak_gigabytes()
+    detector.save(Path(task["folder"]) / "model")
+    for number, image in enumerate(test):
+        Image.fromarray(image).save(Path(task["folder"]) / f"{number}.png", compress_level=1)
     return {
-        "fit, s an image": (fitted - started) / len(train), "predict, s an image": (time.perf_counter() - fitted) / 2,
+        "fit, s an image": (fitted - started) / len(train), "predict, s an image": (predicted - fitted) / 2,
         "images, GB": (len(train) + len(test)) * train[0].nbytes / 1e9, "imports, GB": imports,
-        "fit, GB above": middle - imports, "all, GB above": peak_gigabytes() - imports,
+        "fit, GB above": middle - imports, "all, GB above": most - imports,
         "tiles": len(detector.tiling_), "bank": len(detector.bank_), "map": "x".join(map(str, found.maps.shape[1:])),
     }  # fmt: skip
+
+
+def opened(task: dict) -> dict:
+    """Predict files by a saved model in this process, one after another."""
+    files, imports = sorted(Path(task["folder"]).glob("*.png")), peak_gigabytes()
+    detector = pk.PatchCore.load(Path(task["folder"]) / "model", task["weights"], progress=False)
+    started = time.perf_counter()
+    for file in files:
+        detector.predict(file)
+    seconds = (time.perf_counter() - started) / len(files)
+    return {"predict, s an image": seconds, "imports, GB": imports, "all, GB above": peak_gigabytes() - imports}
 
 
 def same(task: dict) -> dict:
@@ -118,18 +133,11 @@ def defects(task: dict) -> dict:
     return found
 
 
-MEASURES = {"web": web, "same": same, "defects": defects}
-
-
-def run(name: str, task: dict) -> dict:
-    """One of the three in a process of its own."""
-    child = [sys.executable, __file__, "--one"]
-    done = subprocess.run(child, input=json.dumps([name, task]), check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+MEASURES = {"web": web, "opened": opened, "same": same, "defects": defects}
 
 
 @click.command(help=__doc__)
-@click.option("--only", type=click.Choice(MEASURES), help="One of the three measurements.  [default: all]")
+@click.option("--only", type=click.Choice(["web", "same", "defects"]), help="One of the measurements.  [default: all]")
 @click.option("--side", default=2000, show_default=True, help="Of the parts with defects, and of the web's width.")
 @click.option("--length", default=8000, show_default=True, help="Of the web.")
 @click.option("--images", default=20, show_default=True, help="Parts that are tested, half of them with a defect.")
@@ -146,15 +154,19 @@ def main(only: str | None, side: int, length: int, images: int, one: bool) -> No
             "512 pixels": {"resize": [512, 512]},
             "tiles of 448": {"tile": 448, "overlap": 64},
         }
+        webs = {"size": [side, length], "settings": {"tile": 448}, "folder": folder}
         tasks = [
-            ("web", "at once", {"size": [side, length], "settings": {"tile": 448}, "memory": None}),
-            ("web", "streamed", {"size": [side, length], "settings": {"tile": 448}, "memory": "300MB"}),
+            ("web", "at once", webs | {"memory": None}),
+            ("web", "streamed", webs | {"memory": "300MB"}),
             ("same", "the same map", {"size": [960, 960], "overlaps": [0, 32, 64, 128]}),
             ("defects", "defects", {"size": [side, side], "train": 6, "test": images, "ways": ways}),
         ]
         for name, title, task in tasks:
             if only in (None, name):
-                click.echo(f"{title}: {json.dumps(run(name, task | {'weights': weights}), indent=4)}")
+                found = in_own_process(__file__, [name, task | {"weights": weights}])
+                if name == "web":
+                    found["saved and opened"] = in_own_process(__file__, ["opened", task | {"weights": weights}])
+                click.echo(f"{title}: {json.dumps(found, indent=4)}")
 
 
 if __name__ == "__main__":

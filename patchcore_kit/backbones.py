@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from patchcore_kit.weights import Source, download, find, read, resolve
 LOGGER = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+TURN = threading.RLock()
 ROUNDING = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.02}
 
 
@@ -217,22 +219,24 @@ def _grid(tokens: int, height: int, width: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Whether a GPU rounds what it multiplies to 10 bits, which takes it a fifth of the time.
+    """Whether a GPU rounds what it multiplies to 10 bits, which takes it a third of the time and less.
 
-    torch rounds so in convolutions, unless it is told not to; then the coreset differs from the CPU's.
+    torch rounds so in convolutions, unless it is told not to; then the coreset differs from the CPU's. It is told for
+    the whole process: so threads take turns, as long as it takes to tell a GPU what to do.
     """
     if device.type != "cuda":
         yield
         return
     places = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for place, was in zip(places, before, strict=True):
-            place.allow_tf32 = was
+    with TURN:
+        before = [place.allow_tf32 for place in places]
+        for place in places:
+            place.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            for place, was in zip(places, before, strict=True):
+                place.allow_tf32 = was
 
 
 def load_backbone(
@@ -254,8 +258,8 @@ def load_backbone(
         and Hugging Face, then downloads; or a file, which may stop after the last used layer; or "random", drawn
         by `seed`
     device: "cpu", "cuda" or "cuda:1"
-    precision: "float32"; "tf32", which GPUs compute several times as fast, and CPUs as float32; or "bfloat16", which
-        CPUs with AVX512-BF16 or AMX compute about twice as fast, and GPUs faster still
+    precision: "float32"; "tf32", which GPUs compute three times as fast, and CPUs as float32; or "bfloat16", which
+        CPUs with AVX512-BF16 or AMX compute about twice as fast, and GPUs four times
     Raises SettingsError for names, layers and devices that do not exist, and WeightsError for weights that are not
     found (within two seconds where there is no network), cannot be read or do not fit.
     """

@@ -393,7 +393,7 @@ def run_patchcore(**options):
     type=click.Choice(PRECISIONS),
     default="float32",
     show_default=True,
-    help="Of the network; bfloat16 is twice as fast where the processor has it, tf32 on GPUs.",
+    help="Of the network; bfloat16 is faster on GPUs and where the processor has it, tf32 on GPUs.",
 )
 @click.option(
     "--search",

@@ -41,36 +41,35 @@ def _random(rows: torch.Tensor | None, bank: int, n: int, k: int, seed: int, pro
     return np.random.default_rng(seed).choice(n, k, replace=False), None
 
 
-def _greedy(rows: torch.Tensor, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
-    if bank:
-        return _k_center(rows[bank:], k, None, progress, rows[:bank])
-    return _k_center(rows, k, _matrix_row_norms(rows), progress)
-
-
-def _approx_greedy(rows: torch.Tensor, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
-    if bank:
-        return _greedy(rows, bank, n, k, seed, progress)
-    return _k_center(rows, k, _mean_distances(rows, None, seed), progress)
-
-
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """choose: (rows, bank, n, k, seed, progress) -> k of the n rows behind the `bank` rows that are kept already.
 
     compares: whether it looks at the rows, (bank + n, d) as `project` makes them; else it is given None.
     keeps_all: whether it takes every row, whatever the percentage.
+    start: of a greedy k-center, (rows, seed) -> (n,) the distances to begin with; only such samplers can stream.
     """
 
     choose: Callable[[torch.Tensor | None, int, int, int, int, bool | Line], Chosen]
     compares: bool = True
     keeps_all: bool = False
+    start: Callable[[torch.Tensor, int], torch.Tensor] | None = None
+
+
+def _greedy(start: Callable[[torch.Tensor, int], torch.Tensor]) -> Sampler:
+    def choose(rows: torch.Tensor, bank: int, n: int, k: int, seed: int, progress: bool | Line) -> Chosen:
+        if bank:
+            return _k_center(rows[bank:], k, None, progress, rows[:bank])
+        return _k_center(rows, k, start(rows, seed), progress)
+
+    return Sampler(choose, start=start)
 
 
 SAMPLERS = MappingProxyType(
     {
         "identity": Sampler(_every, compares=False, keeps_all=True),
-        "greedy_coreset": Sampler(_greedy),
-        "approx_greedy_coreset": Sampler(_approx_greedy),
+        "greedy_coreset": _greedy(lambda rows, seed: _matrix_row_norms(rows)),
+        "approx_greedy_coreset": _greedy(lambda rows, seed: _mean_distances(rows, None, seed)),
         "random": Sampler(_random, compares=False),
     }
 )
@@ -152,11 +151,10 @@ def select_again(
     """k of rows (N, d) that stand for others already; spreads: (N,) squares, the larger the farther away these are.
 
     In many dimensions what a row stands for lies at about a right angle to the way to any other row, so it is squares
-    that add up: of a row's distance to the choices, and its spread. Where all are 0 it is what the sampler chooses,
-    `greedy_coreset` or `approx_greedy_coreset`. Gives what a sampler does.
+    that add up: of a row's distance to the choices, and its spread. Where all are 0 it is what the sampler, one with a
+    `start`, chooses. Gives what a sampler does.
     """
-    first = _matrix_row_norms(rows) if sampler == "greedy_coreset" else _mean_distances(rows, None, seed)
-    return _k_center(rows, k, first, progress, spreads=spreads)
+    return _k_center(rows, k, SAMPLERS[sampler].start(rows, seed), progress, spreads=spreads)
 
 
 def project(

@@ -14,6 +14,7 @@ first time, leaves a row at some radius r from all M that it has chosen, which a
 whatever cover all within less than r / 2 = `Cover.least`. What is measured on real images: docs/scaling.md.
 """
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ class Room:
             least = f"{each * FEWEST / 1e6:.0f} MB"
             raise SettingsError(f"memory of {memory / 1e6:.0f} MB has room for {size} patches: give {least} or more")
         return cls(size, int(size * (1 + SPARE)), 4 * projected + row)
+
+
+def write_at(file: int, values: np.ndarray, place: int) -> None:
+    """An array's bytes into a file. Raises OSError if they do not all fit."""
+    if os.pwrite(file, values, place) < values.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Cover:
@@ -215,7 +222,7 @@ class Cover:
         records = np.concatenate(parts, axis=1)
         for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots) != 1) + 1):
             if len(run):
-                os.pwrite(self._file, records[run[0] : run[-1] + 1], int(slots[run[0]]) * self.room.record)
+                write_at(self._file, records[run[0] : run[-1] + 1], int(slots[run[0]]) * self.room.record)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What it takes to go on, beside the rows on disk, which are there when this returns."""

@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -51,6 +51,7 @@ Images = Path | str | Frame | Iterable[Sample | Path | str | Frame]
 """Samples, image files, a folder of them, or frames in memory: whatever `datasets.as_samples` takes."""
 
 MANY = 500  # images from which on a fit is worth a second to find out how long it takes
+WAITING = 4  # batches of images that may wait to become JPEGs
 NOTHING = 1e-6  # times what is usual: distances that are rounding
 
 
@@ -568,15 +569,15 @@ class PatchCore:
             return found
 
         features = self._feature_maps(samples, "score images", notes, line, passing)
-        on_gpu, last, found = self.backbone.device.type == "cuda", None, []
-        with ThreadPoolExecutor(1) as beside:  # where a GPU goes on meanwhile
+        found, last = [], _at_once(list)
+        with ThreadPoolExecutor(1) as pool:
+            judge = pool.submit if self.backbone.device.type == "cuda" else _at_once  # a GPU goes on meanwhile
             for chunks, count in self._images_of(self.embedding.each(features, self.tiling_)):
                 compared = self._compare(chunks, count, strangest=int(self.reweight > 0))
-                found += last.result() if last else []
-                last = beside.submit(judged, start, passing.images, compared) if on_gpu else None
-                found += [] if on_gpu else judged(start, passing.images, compared)
+                found += last.result()
+                last = judge(judged, start, passing.images, compared)
                 start += count
-        found += last.result() if last else []
+        found += last.result()
         remarks = self._remarks(passing.values, sizes, samples, notes)
         return Predictions(
             scores=scores,
@@ -909,6 +910,13 @@ class _Compared:
     rows: torch.Tensor | None
 
 
+def _at_once(function: Callable[..., list], *values: object) -> Future[list]:
+    """As an executor's `submit`, here and now."""
+    done = Future()
+    done.set_result(function(*values))
+    return done
+
+
 class _Passing:
     """What is learnt of images on their way to the network, batch by batch.
 
@@ -926,6 +934,7 @@ class _Passing:
         self._values.append(measure(images, self.device))
         if self.keep:
             self._files.append(self._pool.submit(reasons.packed, images))
+            wait(self._files[:-WAITING])  # or images that wait would fill the memory
 
     @property
     def files(self) -> list[bytes]:

@@ -319,7 +319,7 @@ def _distributed() -> ModuleType:
         import distributed
     except ModuleNotFoundError:
         raise SettingsError(
-            "a scheduler needs the package distributed, which is not there: pip install 'patchcore-kit[cluster]'"
+            "a scheduler needs the package distributed, which is not there: pip install distributed"
         ) from None
     return distributed
 

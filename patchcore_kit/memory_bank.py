@@ -378,7 +378,8 @@ class _TorchIndex:
     A GPU multiplies matrices several times as fast where it may round their values to 10 bits (TF32). So products of
     rounded vectors say which rows may be the nearest, and these are compared as they are: with x' and y' for x and y,
     x.y differs from x'.y' by at most |x - x'| |y| + |x'| |y - y'| (Cauchy-Schwarz), and by what adding up may lose.
-    Vectors are taken from the rows' mean, for the shorter they are the less they lose. It takes twice the rows' memory.
+    Vectors are taken from the rows' mean, for the shorter they are the less they lose. Beside the rows that takes M * D
+    values of float32.
     """
 
     def __init__(self, rows: torch.Tensor) -> None:
@@ -399,26 +400,30 @@ class _TorchIndex:
         self, queries: torch.Tensor, k: int, left_out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> squared distances (Q, k), nearest first, and indices (Q, k); left_out: (M,) bool."""
-        queries, norms, found = queries.to(self.rows.device), self._norms, []
+        queries, norms, most, found = queries.to(self.rows.device), self._norms, max(k, FEWER), []
         if left_out is not None:
             out = torch.from_numpy(left_out).to(norms.device)
             norms = norms.masked_fill(F.pad(out, (0, len(norms) - len(out))), torch.inf)
         for part in queries.split(max(1, BLOCK // len(norms))):
-            query, row = self._near(part, norms, k)
+            near = self._near(part, norms, k)
+            if near.count_nonzero() > most * len(part):
+                near[near.sum(1) > most] = False
+            query, row = near.nonzero(as_tuple=True)
             count = torch.bincount(query, minlength=len(part))
-            many = (count < k) | (count > max(k, FEWER))  # none at all where values are no numbers
+            many = (count < k) | (count > most)  # fewer of those left out just now, and where values are no numbers
             if many.any():
                 few = ~many[query]
-                others = self._nearest(part, many.nonzero()[:, 0], norms, min(max(k, FEWER), self.ntotal))
+                others = self._nearest(part, many.nonzero()[:, 0], norms, min(most, self.ntotal))
                 query, row = (torch.cat(both) for both in zip((query[few], row[few]), others, strict=True))
                 query, order = query.sort(stable=True)
-                row = row[order]
-            found.append(self._compared(part, query, row, k))
+                row, count = row[order], torch.bincount(query, minlength=len(part))
+            place = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
+            found.append(self._compared(part, query, row, place, most, k))
         distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return distances.cpu().numpy(), indices.cpu().numpy()
 
-    def _near(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q, D) -> pairs of a query, in order, and a row that may be among its k nearest: (P,) and (P,)."""
+    def _near(self, queries: torch.Tensor, norms: torch.Tensor, k: int) -> torch.Tensor:
+        """(Q, D) -> (Q, M and what fills it up) bool: the rows that may be among the k nearest."""
         x = queries - self.mean
         rounded = _rounded(x)
         change = 2 * ((x - rounded).norm(dim=1) * self._longest + rounded.norm(dim=1) * self._lost)
@@ -426,29 +431,27 @@ class _TorchIndex:
         with tf32(x.device, True):
             near = F.linear(rounded, self._doubled, norms)  # squared distances less |x|^2
         least = near.amin(1) if k == 1 else near.topk(k, largest=False).values[:, -1]
-        return (near <= (least + 2 * change)[:, None]).nonzero(as_tuple=True)
+        return near <= (least + 2 * change)[:, None]
 
     def _compared(
-        self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, k: int
+        self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor, place: torch.Tensor, most: int, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q, D), pairs as `_near` gives them -> squared distances (Q, k), nearest first, and indices (Q, k)."""
-        count = torch.bincount(query, minlength=len(queries))
-        places = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
-        distances = queries.new_full((len(queries), max(k, int(count.max()))), torch.inf)
+        """(Q, D), and P pairs of a query and the row that has this place among its `most` ones -> as `search`."""
+        distances = queries.new_full((len(queries), most), torch.inf)
         rows = torch.zeros_like(distances, dtype=torch.int64)
-        rows[query, places] = row
-        for some, other, place in zip(*(x.split(PAIRS) for x in (query, row, places)), strict=True):
-            distances[some, place] = (queries[some] - self.rows[other]).square_().sum(1)
+        rows[query, place] = row
+        for q, r, p in zip(*(x.split(PAIRS) for x in (query, row, place)), strict=True):
+            distances[q, p] = (queries[q] - self.rows[r]).square_().sum(1)
         distances, places = distances.topk(k, largest=False)
         return distances, rows.gather(1, places)
 
     def _nearest(
         self, queries: torch.Tensor, some: torch.Tensor, norms: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q, D), (n,) indices of them -> as `_near`: with the k nearest of each by products that are not rounded."""
-        norms = norms[: self.ntotal]
-        near = torch.addmm(norms, queries[some] - self.mean, (self.rows - self.mean).T, alpha=-2)
-        rows = near.topk(k, largest=False).indices.flatten()
+        """(Q, D), (n,) indices of them -> pairs: with the k nearest of each by products that are not rounded."""
+        x, blocks = -2 * (queries[some] - self.mean), (self.rows.split(ROWS), norms[: self.ntotal].split(ROWS))
+        near = [products(x, rows - self.mean, lengths) for rows, lengths in zip(*blocks, strict=True)]
+        rows = torch.cat(near, dim=1).topk(k, largest=False).indices.flatten()
         there = norms[rows].isfinite()
         return some.repeat_interleave(k)[there], rows[there]
 

@@ -70,9 +70,7 @@ class PatchEmbedding:
         done = 0
         for layer, x in zip(self.layers, maps, strict=True):
             y = layer.convolve(x)  # (B, stop - start, h_l, w_l)
-            y = y.contiguous(
-                memory_format=torch.channels_last
-            )  # a GPU resizes the other way round forty times as slowly
+            y = y.contiguous(memory_format=torch.channels_last)  # a GPU is forty times as slow to resize others
             if y.shape[-2:] != (h, w):
                 y = F.interpolate(y, size=(h, w), mode="bilinear", align_corners=False)
             y = y.permute(0, 2, 3, 1)
@@ -187,7 +185,8 @@ def products(rows: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None
     MKL's, which takes twice as long on AMD's.
     """
     if rows.device.type != "cpu":
-        return F.linear(rows, others, bias)
+        with tf32(rows.device, False):
+            return F.linear(rows, others, bias)
     image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, N, 1), channels last
     return F.conv2d(image, others[:, :, None, None], bias)[0, :, :, 0].T
 

@@ -7,6 +7,7 @@ learns of its images is drawn from all of them alike: patches for how far good o
 thresholds.
 """
 
+import errno
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from patchcore_kit import coreset, memory_bank, reasons
 from patchcore_kit.appearance import Appearance, measure
 from patchcore_kit.calibration import CALIBRATED
-from patchcore_kit.cover import Cover, Room
+from patchcore_kit.cover import Cover, Room, write_at
 from patchcore_kit.datasets import Sample, category_of, in_blocks
 from patchcore_kit.errors import DataError, ResultsError, SettingsError, short
 from patchcore_kit.files import claimed, names_in, read_json, user_path, work_folder, writing
@@ -44,7 +45,7 @@ PatchCore = TypeVar("PatchCore")  # the detector, whose module imports this one
 SAMPLE = 2**16  # patches kept for how far good ones lie apart, all with the same chance
 EVERY = 60  # seconds after which the state is written, if nothing else was a reason
 AHEAD = 256  # frames taken from an iterator at a time
-STREAMED = ("approx_greedy_coreset", "greedy_coreset")  # samplers
+STREAMED = tuple(name for name, sampler in coreset.SAMPLERS.items() if sampler.start)
 SETTINGS, STATE, ROWS, PICTURES, PHOTOGRAPHS = (
     "settings.json", "state.npz", "rows.dat", "pictures.dat", "photographs.dat",
 )  # fmt: skip
@@ -153,7 +154,7 @@ class Stream:
         taken, places = self._of_images.draw(len(names))
         self._numbers[places] = len(self) + taken
         for i, place in zip(taken, places.tolist(), strict=True):  # the same again, if a killed fit comes here twice
-            os.pwrite(self._pictures.fileno(), pictures[i], place * pictures[i].nbytes)
+            write_at(self._pictures.fileno(), pictures[i], place * pictures[i].nbytes)
         if not self.names:
             self._first = pictures[0].copy()
         self.alike = self.alike and all(np.array_equal(one, self._first) for one in pictures)
@@ -208,7 +209,8 @@ def stream_in(
     """A stream that goes on from what lies in this folder; without one, in a folder that goes with it.
 
     made_for: the settings that must be the same to go on, as JSON has them; `size` among them. cover: of a file.
-    Raises ResultsError for a folder of other settings, in use by another fit, damaged, or that cannot be written.
+    Raises ResultsError for a folder of other settings, in use by another fit, damaged, or that cannot be written, then
+    or later, as when the disk is full.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -234,7 +236,13 @@ def stream_in(
             stream.go_on()
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
             raise ResultsError(f"checkpoint {path} is damaged ({short(error)}): remove it, and start anew") from None
-        yield stream
+        try:
+            yield stream
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            then = "the same call then goes on" if folder else "or set PATCHCORE_WORK to where there is more"
+            raise ResultsError(f"there is no room for the stream in {path}: make some, {then}") from None
 
 
 def _check_settings(folder: Path, made_for: dict[str, object]) -> None:

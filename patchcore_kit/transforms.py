@@ -128,15 +128,12 @@ class Transform:
         return F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
 
     def image(self, sample: Sample, content: bytes | None = None, notes: Notes | None = None) -> np.ndarray:
-        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`.
-
-        Of a frame that needs no resize it is a part, not a copy.
-        """
+        """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
         frame = sample.source
         colours = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
         if colours and self.resized(frame.shape[:2]) == frame.shape[:2]:
             top, left = (round((whole - cut) / 2) for whole, cut in zip(frame.shape[:2], self.size, strict=True))
-            return frame[top : top + self.size[0], left : left + self.size[1]]
+            return frame[top : top + self.size[0], left : left + self.size[1]].copy()  # as it needs no resize
         image = read_pixels(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
         return np.array(self._fit(image, InterpolationMode.BILINEAR).convert("RGB"))
 
@@ -269,7 +266,7 @@ def _largest_value(deep: Sequence[tuple[Sample, int]]) -> int:
 def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with ImageNet's mean and deviation, the network's input.
 
-    The memory keeps its order, channels last, which is also the faster one for convolutions.
+    The memory keeps its order, channels last, which is also the faster one for a CPU's convolutions.
     """
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32)

@@ -28,7 +28,7 @@ def test_nearest_first_and_squared(rows, queries):
 def test_the_index_for_gpus_finds_the_same(rows, queries, monkeypatch, storage):
     bank = pk.MemoryBank(rows, storage=storage)
     distances, indices = bank.search(queries, 4)
-    monkeypatch.setattr(memory_bank, "BLOCK", 7 * len(rows))  # seven queries at a time
+    monkeypatch.setattr(memory_bank, "BLOCK", 7 * 320)  # seven queries at a time
     bank._flat = memory_bank._TorchIndex(torch.from_numpy(rows).to(getattr(torch, storage)))
     bank.device = torch.device("cuda")  # only told so: its queries then stay tensors
     other, found = bank.search(queries, 4)
@@ -65,12 +65,33 @@ def test_the_index_for_gpus_is_exact_where_rounding_is_not(alike, k, device):
     assert distances == pytest.approx(wanted.values[:, :k].numpy(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_index_for_gpus_sees_what_rounding_hides(k):
+    """Values just below half of what rounding keeps, all of one sign: the largest error there is."""
+    generator = torch.Generator().manual_seed(0)
+    near = (1 + 2**-11 * torch.rand(400, 64, generator=generator)) * torch.randint(1, 3, (1, 64), generator=generator)
+    rows = torch.cat([near, -near])  # whose mean is 0
+    queries = near[:100] + 2**-12 * torch.rand(100, 64, generator=generator)
+    index = memory_bank._TorchIndex(rows)
+    wanted = torch.cdist(queries.double(), rows.double()).topk(k, largest=False).indices
+    assert index._near(queries, index._norms, k).gather(1, wanted).all()
+    by_rounded = (index._norms + memory_bank._rounded(queries) @ index._doubled.T).topk(k, largest=False).indices
+    assert (by_rounded != wanted).any()
+    index._longest, index._lost = torch.zeros(()), torch.zeros(())
+    assert not index._near(queries, index._norms, k).gather(1, wanted).all()
+
+
+def test_the_index_for_gpus_is_asked_for_nothing():
+    index = memory_bank._TorchIndex(torch.randn(100, 8))
+    assert [found.shape for found in index.search(torch.empty(0, 8), 2)] == [(0, 2), (0, 2)]
+
+
 def test_the_index_for_gpus_tells_what_is_no_number():
     rows = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
     queries = rows[:5].clone()
     queries[2, 3] = torch.nan
     distances, _ = memory_bank._TorchIndex(rows).search(queries, 1)
-    assert (np.isnan(distances[:, 0]) == [False, False, True, False, False]).all()
+    assert (np.isfinite(distances[:, 0]) == [True, True, False, True, True]).all()
     rows[7] = torch.inf
     assert not np.isfinite(memory_bank._TorchIndex(rows).search(queries[:2], 1)[0]).any()
 

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,6 +85,21 @@ def test_float16_refuses_what_it_cannot_hold():
     maps = torch.full((1, 5, 6, 6), 7e4)
     with pytest.raises(SettingsError, match=r"cannot hold features up to 7e\+04: choose 'float32'"):
         PatchRows(PatchEmbedding([5]), [[maps]], "float16")
+
+
+def test_threads_take_turns_in_what_they_tell_gpus():
+    seen, place = [], torch.backends.cuda.matmul
+    before = place.allow_tf32
+
+    def run(allowed):
+        for _ in range(50):
+            with tf32(torch.device("cuda"), allowed):
+                time.sleep(1e-4)
+                seen.append(place.allow_tf32 == allowed)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, [True, False, True, False]))
+    assert len(seen) == 200 and all(seen) and place.allow_tf32 == before
 
 
 @pytest.mark.parametrize("allowed", [True, False])

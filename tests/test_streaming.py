@@ -1,6 +1,7 @@
 """Fits that stream: the same bank where there is room, a near one where there is not, and none lost when killed."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -139,6 +140,27 @@ def test_killed_it_goes_on_and_ends_with_the_same_bank(at, whole, tmp_path, monk
     assert digest(done) == digest(whole) and "96 images are there already" in caplog.text
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_full_disk_is_said_and_with_room_it_goes_on(kept, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "AHEAD", 16)
+    monkeypatch.setattr(streaming, "EVERY", 0)
+    left, write = [1_500_000], os.pwrite
+
+    def full(file, values, place):
+        """As a disk that takes a part of what is written last."""
+        left[0] -= values.nbytes
+        return write(file, values, place) if left[0] > 0 else write(file, values[:1], place)
+
+    checkpoint = tmp_path / "state" if kept else None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        words = "make some, the same call then goes on" if kept else "or set PATCHCORE_WORK"
+        with pytest.raises(pk.ResultsError, match=f"there is no room for the stream in .*{words}"):
+            small(percentage=0.2).fit(frames(96), memory="1.4MB", checkpoint=checkpoint)
+    again = small(percentage=0.2).fit(frames(96), memory="1.4MB", checkpoint=checkpoint)
+    assert np.array_equal(again.bank_.rows, whole.bank_.rows)
+
+
 def test_frames_are_not_all_held(monkeypatch):
     monkeypatch.setattr(streaming, "AHEAD", 8)
     alive, most = set(), []
@@ -235,7 +257,7 @@ def test_checkpoints_that_are_not_what_they_should_be(tmp_path):
         (
             {"sampler": "random"},
             {"memory": "1GB"},
-            "memory is for the samplers approx_greedy_coreset and greedy_coreset",
+            "memory is for the samplers greedy_coreset and approx_greedy_coreset",
         ),
         ({"contamination": 0.1}, {"memory": "1GB"}, "without contamination"),
         ({"percentage": 1e-5}, {"memory": "1GB"}, "percentage 1e-05 keeps none of 128 patches"),

@@ -248,4 +248,5 @@ def test_a_frame_that_needs_no_resize_is_used_as_it_is(size, resize):
     transform = Transform(resize, 51)
     image = transform.image(as_samples([frame])[0])
     assert np.array_equal(image, transform.image(as_samples([Image.fromarray(frame)])[0]))
-    assert np.shares_memory(image, frame) == (transform.resized(size) == size)
+    assert np.array_equal(image, transform.image(as_samples([frame.transpose(1, 0, 2).copy().transpose(1, 0, 2)])[0]))
+    assert image.flags.c_contiguous and not np.shares_memory(image, frame)
