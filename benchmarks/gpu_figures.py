@@ -327,13 +327,20 @@ class Case:
             where = f"{Path(one.file_name).name} {name}"
             yield f"profile of {len(some)} images, main thread: {where}, {one.ncalls} times, ms", 1000 * one.tottime
 
+    def bare(
+        self, model: Callable[[torch.Tensor], list[torch.Tensor]], layout: torch.memory_format | None = None
+    ) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+        """What runs a network in float32, with its values unchecked, on images of its own layout or of another."""
+
+        def run(images: torch.Tensor) -> list[torch.Tensor]:
+            with tf32(self.device, False):
+                return model(images.contiguous(memory_format=layout or self.network._layout))
+
+        return run
+
     def variants(self) -> dict[str, Callable[[], Figures]]:
         """The network in other ways than the kit's, which show what these would gain; most need a GPU."""
         network, cuda = self.network, self.device.type == "cuda"
-
-        def bare(images: torch.Tensor) -> list[torch.Tensor]:
-            with tf32(self.device, False):
-                return network._network(images.contiguous(memory_format=network._layout))
 
         def benchmarked(images: torch.Tensor) -> list[torch.Tensor]:
             with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
@@ -341,12 +348,7 @@ class Case:
 
         def channels_last() -> Figures:
             model = copy.deepcopy(network._network).to(memory_format=torch.channels_last)
-
-            def run(images: torch.Tensor) -> list[torch.Tensor]:
-                with tf32(self.device, False):
-                    return model(images)
-
-            return self.alone(run, "network alone, channels last")
+            return self.alone(self.bare(model, torch.channels_last), "network alone, channels last")
 
         def other(precision: str) -> Figures:
             network = pk.load_backbone(self.name, weights="random", device=self.device, precision=precision)
@@ -354,7 +356,9 @@ class Case:
             yield from self.rates(f"frames, {precision}", self.frames[1], self.amounts.frames[-1:], network)
 
         found = {precision: partial(other, precision) for precision in PRECISIONS if precision != network.precision} | {
-            "without the check of its values": lambda: self.alone(bare, "network alone, its values unchecked"),
+            "without the check of its values": lambda: self.alone(
+                self.bare(network._network), "network alone, its values unchecked"
+            ),
             "channels last": channels_last,
         }
         if cuda:
@@ -386,13 +390,9 @@ class Case:
 
     def compiled(self) -> Figures:
         """The network by torch.compile, with its values unchecked."""
-        model = torch.compile(self.network._network, dynamic=False)
-
-        def run(images: torch.Tensor) -> list[torch.Tensor]:
-            with tf32(self.device, False):
-                return model(images.contiguous(memory_format=self.network._layout))
-
-        return self.alone(run, "network alone, torch.compile")
+        return self.alone(
+            self.bare(torch.compile(self.network._network, dynamic=False)), "network alone, torch.compile"
+        )
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -28,7 +28,7 @@ from patchcore_kit.weights import Source, download, find, read, resolve
 LOGGER = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-TURN = threading.RLock()
+TURN = threading.RLock()  # of who has told torch whether to round
 ROUNDING = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.02}
 
 

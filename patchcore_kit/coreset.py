@@ -270,10 +270,7 @@ def _k_center(
         _lower_all(least, features, first)
         shells = _Shells(features, norms, first) if on_cpu else None
         for part in others:
-            if shells is None:
-                _lower_all(least, features, part)
-            else:
-                shells.lower(least, part)
+            _lower(least, features, part, shells)
     task = f"coreset of {n} patches, about {estimate_seconds(features, k):.0f} s"
     with line_of(progress, f"coreset: {k} of {n} patches") as line, line.bar(task, k) as bar:
         while len(chosen) < k:
@@ -282,10 +279,7 @@ def _k_center(
             rows = rows[:candidates]
             near = norms[rows], wide[rows], farthest[:candidates]
             picks = rows[_greedy_within(features[rows], *near, bound, k - len(chosen))]
-            if shells is None:
-                _lower_all(least, features, features[picks])
-            else:
-                shells.lower(least, features[picks])
+            _lower(least, features, features[picks], shells)
             least[picks] = -np.inf
             chosen += picks.tolist()
             if on_cpu and shells is None and len(chosen) >= PIVOTS:
@@ -333,6 +327,14 @@ def _greedy_within(
         np.minimum(distances, between[i], out=distances)
         distances[i] = -np.inf
     return torch.tensor(picks, device=rows.device)
+
+
+def _lower(least: torch.Tensor, features: torch.Tensor, centres: torch.Tensor, shells: "_Shells | None") -> None:
+    """Update `least` of every row for the rows `centres`, by way of shells if there are any."""
+    if shells is None:
+        _lower_all(least, features, centres)
+    else:
+        shells.lower(least, centres)
 
 
 def _lower_all(least: torch.Tensor, features: torch.Tensor, centres: torch.Tensor) -> None:

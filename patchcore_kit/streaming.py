@@ -212,14 +212,13 @@ def stream_in(
     Raises ResultsError for a folder of other settings, in use by another fit, damaged, or that cannot be written, then
     or later, as when the disk is full.
     """
+    path = work_folder() / ".cache" if folder is None else user_path(folder)
     with ExitStack() as stack:
+        stack.enter_context(_full_disk_told(path, kept=folder is not None))
+        path.mkdir(parents=True, exist_ok=True)
         if folder is None:
-            caches = work_folder() / ".cache"
-            caches.mkdir(parents=True, exist_ok=True)
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-", dir=caches)))
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-", dir=path)))
         else:
-            path = user_path(folder)
-            path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claimed(path))
             if others := set(names_in(path)) - {SETTINGS, STATE, ROWS, PICTURES, PHOTOGRAPHS}:
                 raise ResultsError(
@@ -236,13 +235,19 @@ def stream_in(
             stream.go_on()
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
             raise ResultsError(f"checkpoint {path} is damaged ({short(error)}): remove it, and start anew") from None
-        try:
-            yield stream
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            then = "the same call then goes on" if folder else "or set PATCHCORE_WORK to where there is more"
-            raise ResultsError(f"there is no room for the stream in {path}: make some, {then}") from None
+        yield stream
+
+
+@contextmanager
+def _full_disk_told(folder: Path, *, kept: bool) -> Iterator[None]:
+    """In a sentence, also where a file that is closed has something left to write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        then = "the same call then goes on" if kept else "or set PATCHCORE_WORK to where there is more"
+        raise ResultsError(f"there is no room for the stream in {folder}: make some, {then}") from None
 
 
 def _check_settings(folder: Path, made_for: dict[str, object]) -> None:

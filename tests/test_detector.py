@@ -95,14 +95,15 @@ def test_other_search_and_storage_give_the_same_within_rounding(
     assert (again.predict(category.test).scores == other.predict(category.test).scores).all()
 
 
-def test_the_precision_is_stored(tmp_path, category, random_resnet18):
-    backbone = pk.load_backbone("resnet18", weights="random", precision="bfloat16")
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_the_precision_is_stored(tmp_path, category, random_resnet18, precision):
+    backbone = pk.load_backbone("resnet18", weights="random", precision=precision)
     detector, exact = (pk.PatchCore(b, "identity", **SMALL).fit(category.train) for b in (backbone, random_resnet18))
     scores = detector.predict(category.test).scores
     assert scores == pytest.approx(exact.predict(category.test).scores, rel=0.1)
     detector.save(tmp_path)
     again = pk.PatchCore.load(tmp_path, progress=False)
-    assert again.backbone.precision == "bfloat16"
+    assert again.backbone.precision == precision
     assert (again.predict(category.test).scores == scores).all()
 
 

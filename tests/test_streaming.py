@@ -161,6 +161,14 @@ def test_a_full_disk_is_said_and_with_room_it_goes_on(kept, whole, tmp_path, mon
     assert np.array_equal(again.bank_.rows, whole.bank_.rows)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here that is always full")
+def test_a_full_disk_is_said_when_files_are_closed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "EVERY", 0)
+    (tmp_path / streaming.PHOTOGRAPHS).symlink_to("/dev/full")
+    with pytest.raises(pk.ResultsError, match="there is no room for the stream in"):
+        small(percentage=0.2).fit(frames(96), memory="1.4MB", checkpoint=tmp_path)
+
+
 def test_frames_are_not_all_held(monkeypatch):
     monkeypatch.setattr(streaming, "AHEAD", 8)
     alive, most = set(), []
