@@ -323,11 +323,15 @@ def cell_of(notebook, text):
 def reopen(page, lab, path, pictures):
     """What was saved is whole without its kernel: every picture, and no widget that is not there."""
     notebook = open_notebook(page, lab, path)
-    for cell in notebook.locator(".jp-Cell").all():
-        cell.scroll_into_view_if_needed()
+
+    def shown():  # cells come one after the other, so some may join while the others are scrolled through
+        for cell in notebook.locator(".jp-Cell").all():
+            cell.scroll_into_view_if_needed()
+        return notebook.locator(".jp-OutputArea img").count() >= pictures
+
+    wait(shown, 30, f"drawing of {pictures} pictures")
     expect(notebook.get_by_text("Error displaying widget")).to_have_count(0)
     expect(notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
-    assert notebook.locator(".jp-OutputArea img").count() >= pictures
     return notebook
 
 
