@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import faiss
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib import pyplot as plt
@@ -29,7 +29,7 @@ from patchcore_kit.datasets import as_samples
 from patchcore_kit.errors import check_choice, short, whole_number
 from patchcore_kit.files import file_name, numbered, read_json, user_path
 from patchcore_kit.predictions import ALARMS
-from patchcore_kit.weights import find, resolve
+from patchcore_kit.weights import any_file, find, resolve
 
 # to this output, once it is on the page, and once more when Run All has ended; not when the notebook is opened again
 SCROLL = """
@@ -197,11 +197,11 @@ def start() -> tuple[Path, tuple[int, ...]]:
     gpus = tuple(range(torch.cuda.device_count()))[:1]
     found, root = pk.find_data(), os.environ.get("MVTEC_ROOT")
     data = found or _draw_sample_data()
-    weights = [name for name in BACKBONES if find(resolve(name))]
+    weights = [name for name in BACKBONES if find(resolve(name))] if any_file() else []
     models = pk.find_models()
     if root and found != Path(root):
         _say(False, f"MVTEC_ROOT: no categories in {root}")
-    _say(True, f"packages: torch {torch.__version__}, torchvision {torchvision.__version__}, faiss {faiss.__version__}")
+    _say(True, f"packages: torch {torch.__version__}, torchvision {version('torchvision')}, faiss {faiss.__version__}")
     _say(gpus, f"GPU: {torch.cuda.get_device_name(0) if gpus else 'none, everything runs on the CPU'}")
     _say(found, f"data: {'' if found else 'no MVTec AD, so '}{data} ({', '.join(pk.list_categories(data))})")
     _say(weights, f"published weights: {', '.join(weights) or 'none yet, so the starter (docs/backbones.md)'}")

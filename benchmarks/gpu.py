@@ -65,7 +65,7 @@ def bring(wheels: Path | None, folder: str) -> None:
         ) from None
     except Exception as error:  # a RuntimeError about an operator, of a torchvision that was built for another torch
         raise click.ClickException(
-            f"torchvision, from which the kit takes networks and resizing, does not load here ({error}): bring the one "
+            f"torchvision, from which the kit takes networks, does not load here ({error}): bring the one "
             f"of the same release as torch {importlib.metadata.version('torch')}"
         ) from None
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.optimization import fuse
@@ -52,6 +51,7 @@ class Backbone:
         device: torch.device,
         precision: str,
         size: tuple[int, int],
+        halves: bool,
         patch: tuple[int, int] | None,
         prefix_tokens: int,
     ) -> None:
@@ -65,6 +65,7 @@ class Backbone:
         self._network = convert_conv2d_weight_memory_format(folded.to(PRECISIONS[precision]), self._layout)
         self._known: dict[tuple[int, int], list[torch.Size]] = {}
         self._size = size  # (H, W) that the network was made for
+        self._halves = halves  # sides, in each step that makes them shorter
         self._patch = patch  # (H, W) whose multiples it takes, if that is the rule
         try:
             shapes = self._shapes(size)
@@ -78,9 +79,26 @@ class Backbone:
         )
 
     def _shapes(self, size: tuple[int, int]) -> list[torch.Size]:
-        """The layers' output shapes for one image, found without computing anything, and once."""
-        if size in self._known:
-            return self._known[size]
+        """The layers' output shapes for one image, found once."""
+        if size not in self._known:
+            self._known[size] = self._halved(size) if self._halves else self._foreseen(size)
+        return self._known[size]
+
+    def _halved(self, size: tuple[int, int]) -> list[torch.Size]:
+        """By the maps of a small image, where each step halves sides and rounds them up.
+
+        That is how the starter needs nothing of what `_foreseen` imports, for two seconds.
+        """
+        with torch.inference_mode():
+            maps = self._network(torch.zeros(1, 3, *self._size, device=self.device, dtype=PRECISIONS[self.precision]))
+        shapes = []
+        for x in maps:
+            stride = self._size[0] // x.shape[2]
+            shapes.append(torch.Size((1, x.shape[1], *(math.ceil(side / stride) for side in size))))
+        return shapes
+
+    def _foreseen(self, size: tuple[int, int]) -> list[torch.Size]:
+        """Of any network, without computing anything."""
         with FakeTensorMode() as fake, torch.inference_mode():
             state = {
                 name: fake.from_tensor(tensor)
@@ -88,8 +106,7 @@ class Backbone:
             }
             image = torch.empty(1, 3, *size, device=self.device, dtype=PRECISIONS[self.precision])
             outputs = torch.func.functional_call(self._network, state, (image,))
-        self._known[size] = [getattr(output, "shape", torch.Size()) for output in outputs]  # some layers return tuples
-        return self._known[size]
+        return [getattr(output, "shape", torch.Size()) for output in outputs]  # some layers return tuples
 
     def _format(self, layer: str, shape: torch.Size, prefix_tokens: int) -> str | int:
         """How a layer lays out its map: "NCHW", "NHWC", or the number of tokens (class, ...) before the map's."""
@@ -298,6 +315,7 @@ def load_backbone(
         device=place,
         precision=precision,
         size=tuple(size),
+        halves=isinstance(network, Starter),
         patch=patch,
         prefix_tokens=prefix_tokens,
     )
@@ -325,6 +343,8 @@ def _build(source: Source, seed: int) -> nn.Module:
         if source.library == "patchcore_kit":
             return Starter().to(memory_format=torch.channels_last).eval()  # as its images are
         if source.library == "torchvision":
+            import torchvision
+
             options = {}
             if source.architecture in ("googlenet", "inception_v3"):  # what trained weights come with
                 options = {"transform_input": True, "aux_logits": False, "init_weights": False}
@@ -382,7 +402,9 @@ class _Tracer(fx.Tracer):
             from timm.layers import get_notrace_functions, get_notrace_modules
 
             self.leaves, functions = tuple(get_notrace_modules()), tuple(get_notrace_functions())
-        super().__init__(autowrap_modules=(math, torchvision.ops), autowrap_functions=functions)
+        operators = sys.modules.get("torchvision.ops")  # of a network that has any they are there
+        modules = (math, operators) if operators else (math,)
+        super().__init__(autowrap_modules=modules, autowrap_functions=functions)
         self.returned: dict[str, object] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

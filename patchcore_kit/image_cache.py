@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import torchvision
 
 from patchcore_kit.datasets import Sample
 from patchcore_kit.errors import DataError
@@ -68,7 +67,7 @@ class ImageCache:
             content = sample.path.read_bytes()
         except (OSError, DataError):
             return transform.image(sample, notes=notes)  # which says what is wrong
-        how = READING, transform.resize, transform.imagesize, transform.bits, PIL.__version__, torchvision.__version__
+        how = READING, transform.resize, transform.imagesize, transform.bits, PIL.__version__
         key = hashlib.sha256(repr(how).encode())
         key.update(content)
         entry = self.folder / f"{key.hexdigest()}.image"

@@ -14,8 +14,6 @@ import numpy as np
 import scipy.ndimage
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from patchcore_kit.datasets import Sample, as_samples
 from patchcore_kit.errors import DataError, SettingsError, check_choice, whole_number
@@ -107,8 +105,8 @@ class Transform:
                 f"the map is of {values.shape}, not of {self.size}: give it one that was made with this"
             )
         places, offsets, scales = [], [], []
-        for pixels, whole, cut in zip(size, self.resized(size), self.size, strict=True):
-            start = round((whole - cut) / 2)  # as torchvision rounds it
+        resized = self.resized(size)
+        for pixels, whole, start in zip(size, resized, _corner(resized, self.size), strict=True):
             scales.append(whole / pixels)
             offsets.append(0.5 * scales[-1] - 0.5 - start)
             places.append(np.arange(pixels) * scales[-1] + offsets[-1])
@@ -119,57 +117,59 @@ class Transform:
         laid[~(down[:, None] & across)] = np.nan
         return laid
 
-    def _fit(self, image: Image.Image, mode: InterpolationMode) -> Image.Image:
-        if not isinstance(self.resize, int):
-            return F.resize(image, self.resize, mode)
+    def _fit(self, image: Image.Image, filter: Image.Resampling) -> Image.Image:
+        """As torchvision's `Resize` and `CenterCrop`, which takes two seconds longer to import than Pillow."""
         whole = self.resized(image.size[::-1])
-        if whole[0] * whole[1] > MOST_PIXELS:
-            return _resized_middle(image, whole, self.size, mode)
-        return F.center_crop(F.resize(image, self.resize, mode), self.imagesize)
+        if isinstance(self.resize, int) and math.prod(whole) > MOST_PIXELS:
+            return _resized_middle(image, whole, self.size, filter)
+        top, left = _corner(whole, self.size)
+        return image.resize(whole[::-1], filter).crop((left, top, left + self.size[1], top + self.size[0]))
 
     def image(self, sample: Sample, content: bytes | None = None, notes: Notes | None = None) -> np.ndarray:
         """Read a sample's image, or take its file's bytes: (H, W, 3), uint8. Raises DataError as `read_rgb`."""
         frame = sample.source
         colours = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
         if colours and self.resized(frame.shape[:2]) == frame.shape[:2]:
-            top, left = (round((whole - cut) / 2) for whole, cut in zip(frame.shape[:2], self.size, strict=True))
+            top, left = _corner(frame.shape[:2], self.size)
             return frame[top : top + self.size[0], left : left + self.size[1]].copy()  # as it needs no resize
         image = read_pixels(sample.source, content, bits=self.bits, notes=notes, name=sample.where)
-        return np.array(self._fit(image, InterpolationMode.BILINEAR).convert("RGB"))
+        return np.array(self._fit(image, Image.Resampling.BILINEAR).convert("RGB"))
 
     def mask(self, sample: Sample) -> np.ndarray:
         """Read a sample's mask: (H, W), bool, True = defect; all False without a file. Raises DataError."""
         if sample.mask_path is None:
             return np.zeros(self.size, dtype=bool)
-        nearest = self.mask_rule == "nearest"
-        mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
-        return np.asarray(self._fit(read_mask(sample.mask_path), mode)) == 255
+        filter = Image.Resampling.NEAREST if self.mask_rule == "nearest" else Image.Resampling.BILINEAR
+        return np.asarray(self._fit(read_mask(sample.mask_path), filter)) == 255
 
     def sees_defect(self, sample: Sample) -> bool:
         """Whether any part of a sample's mask, however thin, lies in what the network sees. Raises DataError."""
         if sample.mask_path is None:
             return False
-        return self._fit(read_mask(sample.mask_path), InterpolationMode.BILINEAR).getbbox() is not None
+        return self._fit(read_mask(sample.mask_path), Image.Resampling.BILINEAR).getbbox() is not None
+
+
+def _corner(whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Where, down and across, the middle of (H, W) `size` begins in an image of (H, W), as torchvision rounds it."""
+    return tuple(round((pixels - side) / 2) for pixels, side in zip(whole, size, strict=True))
 
 
 def _resized_middle(
-    image: Image.Image, whole: tuple[int, int], size: tuple[int, int], mode: InterpolationMode
+    image: Image.Image, whole: tuple[int, int], size: tuple[int, int], filter: Image.Resampling
 ) -> Image.Image:
     """The middle, of (H, W) `size`, of what resizing all of an image to (H, W) `whole` would give, and no more.
 
     Cut out beforehand is what these pixels are made of and a margin, so that its edge has no part in them.
     """
     cuts, box = [], []
-    for pixels, resized, side in zip(image.size[::-1], whole, size, strict=True):
+    for pixels, resized, side, start in zip(image.size[::-1], whole, size, _corner(whole, size), strict=True):
         scale = pixels / resized
-        start = round((resized - side) / 2)  # as torchvision rounds it
         low, high = start * scale, (start + side) * scale
         margin = 2 + math.ceil(2 * scale)
         cut = max(0, math.floor(low) - margin), min(pixels, math.ceil(high) + margin)
         cuts.append(cut)
         box.append((low - cut[0], min(high, pixels) - cut[0]))
     (top, bottom), (left, right) = cuts
-    filter = Image.Resampling.NEAREST if mode is InterpolationMode.NEAREST else Image.Resampling.BILINEAR
     return image.crop((left, top, right, bottom)).resize(
         size[::-1], filter, (box[1][0], box[0][0], box[1][1], box[0][1])
     )

@@ -18,7 +18,6 @@ from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
 
 import torch
-import torchvision
 from torch import Tensor
 
 from patchcore_kit.errors import SettingsError, WeightsError, short
@@ -140,6 +139,8 @@ def resolve(name: str) -> Source:
             f"the network and the weights of {name!r} are no longer published: choose another "
             "backbone, such as 'wideresnet50'"
         )
+    import torchvision  # here, as timm below: seconds that users of the starter need not wait for
+
     torchvision_names = torchvision.models.list_models(module=torchvision.models)  # classification only
     library, _, architecture = _NAMES.get(
         name, f"torchvision:{name}" if name in torchvision_names else f"timm:{name}"
@@ -150,7 +151,7 @@ def resolve(name: str) -> Source:
         weights = published.__members__.get("IMAGENET1K_V1") or list(published)[-1]
         return Source(name, library, architecture, origin=weights.name, url=weights.url)
 
-    import timm  # here and below: a second and more that most users need not wait for
+    import timm
 
     timm_names = timm.list_models()
     if architecture not in timm_names and architecture not in timm.list_models(include_tags=True):
@@ -191,7 +192,7 @@ def find(source: Source) -> tuple[Path, str] | None:
         path = _weights_folder() / file_name
         if path.is_file():
             return path, path.name
-    cached = Path(torch.hub.get_dir(), "checkpoints", source.url_file)
+    cached = _torchs_cache() / source.url_file
     if cached.is_file():
         return cached, source.origin
     if source.hub:
@@ -204,8 +205,17 @@ def find(source: Source) -> tuple[Path, str] | None:
     return None
 
 
+def any_file() -> bool:
+    """Whether any file is where `find` looks for torchvision's weights, whose names take seconds to import."""
+    return any(any(folder.glob("*")) for folder in (_weights_folder(), _torchs_cache()))
+
+
 def _weights_folder() -> Path:
     return user_path(os.environ.get("PATCHCORE_WEIGHTS") or work_folder() / "weights")
+
+
+def _torchs_cache() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def download(source: Source, deadline: float) -> tuple[Path, str]:
@@ -232,7 +242,7 @@ def download(source: Source, deadline: float) -> tuple[Path, str]:
     try:
         if source.hub:
             return Path(hf_hub_download(source.hub, _HUB_FILES[0])), source.origin
-        path = Path(torch.hub.get_dir(), "checkpoints", source.url_file)
+        path = _torchs_cache() / source.url_file
         path.parent.mkdir(parents=True, exist_ok=True)
         checksum = torch.hub.HASH_REGEX.search(path.name)  # torch's files have it in their names
         torch.hub.download_url_to_file(source.url, str(path), checksum.group(1) if checksum else None)

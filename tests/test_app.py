@@ -475,13 +475,14 @@ def test_watch(work):
 FIRST = """
 import sys, time
 import patchcore_kit
-import torch, torchvision
+import torch
 torch_spent = spent = time.process_time()
 from patchcore_kit import app
 tell = app._tell
 def first(*arguments):
     tell(*arguments)
     heavy = ("pandas", "matplotlib", "sklearn", "timm", "IPython", "ipywidgets", "scipy.stats", "scipy.linalg")
+    heavy += ("torchvision", "torch._dynamo")
     print(torch_spent, time.process_time() - spent, *(m for m in heavy if m in sys.modules))
     sys.exit(0)
 app._tell = first

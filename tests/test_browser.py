@@ -341,8 +341,8 @@ def pictures_of(cells):
 
 @pytest.mark.parametrize(
     "names",
-    [("task1_train", "task4_masks"), pytest.param(NOTEBOOKS, marks=pytest.mark.long)],
-    ids=["two", "all"],
+    [("task4_masks",), pytest.param(NOTEBOOKS, marks=pytest.mark.long)],
+    ids=["one", "all"],
 )
 def test_half_a_day(page, lab, work, names, shoot, tmp_path):
     for name in names:

@@ -162,7 +162,7 @@ def test_notebooks_keep_the_words(tmp_path, monkeypatch):
         "plt.plot([2, 1]);",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=60).execute()
+    NotebookClient(notebook, timeout=60, shutdown_kernel="immediate").execute()
     saved = nbformat.reads(nbformat.writes(notebook), as_version=4)
     outputs = [cell.outputs[-1] for cell in saved.cells[2:]]
     said = ["An image, cut by a grid into 2 x 4 patches.", 'a "line" < 3', "figure"]

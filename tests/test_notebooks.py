@@ -50,7 +50,9 @@ def run(name, work, monkeypatch, **environment):
     notebook.cells += answered(notebook)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
     started = time.monotonic()
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    client = NotebookClient(notebook, timeout=300, shutdown_kernel="immediate", resources=resources)
+    client.execute()
     assert look_over(notebook) >= 2
     assert_answered(notebook)
     return notebook, time.monotonic() - started

@@ -61,6 +61,14 @@ def test_maps_are_those_of_resnet18(starter, random_resnet18):
     assert torch.equal(layer2, maps[0])
 
 
+@pytest.mark.parametrize("size", [(224, 224), (37, 95), (1, 17), (160, 31)])
+def test_its_maps_are_as_large_as_they_are_said_to_be(size):
+    """Without running it on an image of that size."""
+    network = pk.load_backbone("starter", ("stem.0", "eighth", "stem.4.relu", "layer3"))
+    expected = [x.shape for x in network(torch.zeros(1, 3, *size))]
+    assert [x.shape for x in network.empty_maps(*size)] == expected
+
+
 def test_it_loads_at_once():
     """In 0.07 s on two cores, where ResNet-18 takes 0.16 to be drawn: compared, for machines differ by more."""
     times = {"starter": [], "resnet18": []}
