@@ -85,17 +85,16 @@ class Backbone:
         return self._known[size]
 
     def _halved(self, size: tuple[int, int]) -> list[torch.Size]:
-        """By the maps of a small image, where each step halves sides and rounds them up.
+        """By the maps of one blank image, where each step halves sides and rounds them up.
 
         That is how the starter needs nothing of what `_foreseen` imports, for two seconds.
         """
-        with torch.inference_mode():
-            maps = self._network(torch.zeros(1, 3, *self._size, device=self.device, dtype=PRECISIONS[self.precision]))
-        shapes = []
-        for x in maps:
-            stride = self._size[0] // x.shape[2]
-            shapes.append(torch.Size((1, x.shape[1], *(math.ceil(side / stride) for side in size))))
-        return shapes
+        if size == self._size:
+            with torch.inference_mode():
+                blank = torch.zeros(1, 3, *size, device=self.device, dtype=PRECISIONS[self.precision])
+                return [x.shape for x in self._network(blank)]
+        known, whole = self._shapes(self._size), self._size[0]
+        return [torch.Size((1, c, *(math.ceil(side / (whole // h)) for side in size))) for _, c, h, _ in known]
 
     def _foreseen(self, size: tuple[int, int]) -> list[torch.Size]:
         """Of any network, without computing anything."""
@@ -278,7 +277,7 @@ def load_backbone(
     precision: "float32"; "tf32", which GPUs compute three times as fast, and CPUs as float32; or "bfloat16", which
         CPUs with AVX512-BF16 or AMX compute about twice as fast, and GPUs four times
     Raises SettingsError for names, layers and devices that do not exist, and WeightsError for weights that are not
-    found (within two seconds where there is no network), cannot be read or do not fit.
+    found (within two seconds, imports aside, where there is no network), cannot be read or do not fit.
     """
     if not isinstance(name, str):
         raise SettingsError(f"backbone name is {name!r}: give it as text, such as 'wideresnet50'")

@@ -69,6 +69,16 @@ def test_its_maps_are_as_large_as_they_are_said_to_be(size):
     assert [x.shape for x in network.empty_maps(*size)] == expected
 
 
+def test_sizes_are_not_blamed_for_other_faults(monkeypatch):
+    def full(images):
+        raise MemoryError
+
+    network = pk.load_backbone("starter")
+    monkeypatch.setattr(network, "_network", full)
+    with pytest.raises(MemoryError):
+        network(torch.zeros(1, 3, 37, 95))
+
+
 def test_it_loads_at_once():
     """In 0.07 s on two cores, where ResNet-18 takes 0.16 to be drawn: compared, for machines differ by more."""
     times = {"starter": [], "resnet18": []}
